@@ -287,10 +287,14 @@ class ResNet18(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def build_model(settings: Settings) -> nn.Module:
-    """The settings' model, with weights drawn from the settings' seed, on the CPU."""
+def build_model(settings: Settings, device: torch.device) -> nn.Module:
+    """The settings' model on `device`, with weights drawn from the settings' seed."""
     torch.manual_seed(settings.seed)
-    return LeNet(settings.dropout) if settings.model == "LeNet" else ResNet18(settings.width)
+    model = LeNet(settings.dropout) if settings.model == "LeNet" else ResNet18(settings.width)
+    # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
+    # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
+    fast = settings.model == "ResNet18" and settings.width >= 16
+    return model.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
 
 
 # --- Processes and devices --------------------------------------------------------------------
@@ -368,8 +372,7 @@ def parallel_model(model: nn.Module, execution: Execution) -> nn.Module:
         return nn.DataParallel(model)
     if execution.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    # Every process has the same running statistics already: there is nothing to broadcast.
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model)
 
 
 # --- Training and evaluation ------------------------------------------------------------------
@@ -391,11 +394,12 @@ def learning_rate(settings: Settings, epoch: int) -> float:
     return settings.lr * cosine if settings.schedule == "cosine" else settings.lr
 
 
-def normalise(images: Tensor, model: type[nn.Module]) -> Tensor:
-    """uint8 (N, 3, 32, 32) -> float32, less the model's channel means, over its standard deviations."""
+def normalise(images: Tensor, model: nn.Module) -> Tensor:
+    """uint8 (N, 3, 32, 32) -> float32, less the model's channel means, over its standard deviations, in its layout."""
     mean, std = (255 * torch.tensor(x, device=images.device)[:, None, None] for x in (model.mean, model.std))
     images = images.float().sub_(mean).div_(std)
-    return images.to(memory_format=torch.channels_last) if model is ResNet18 else images
+    in_channels_last = model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    return images.to(memory_format=torch.channels_last) if in_channels_last else images
 
 
 def augment(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
@@ -409,7 +413,7 @@ def augment(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
 
 
 def epoch_chunks(
-    data: Data, settings: Settings, model: type[nn.Module], epoch: int, step: int, execution: Execution
+    data: Data, settings: Settings, model: nn.Module, epoch: int, step: int, execution: Execution
 ) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list[int]]]:
     """The epoch's batches from `step` on, prepared a chunk of them at a time.
 
@@ -469,7 +473,7 @@ def evaluate(
         for batch in torch.arange(len(labels), device=device).split(EVALUATION_BATCH_SIZE[device.type]):
             check()
             share = batch.tensor_split(execution.world_size)[execution.rank]
-            logits = model(normalise(images[share], type(model))).float()
+            logits = model(normalise(images[share], model)).float()
             loss = F.cross_entropy(logits, labels[share], reduction="sum")
             sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
         loss, correct = total(torch.stack(sums)).double().sum(0).tolist()
@@ -532,7 +536,7 @@ def train(
             started = time.perf_counter()
             # At such small batches oneDNN takes longer to set up than PyTorch's own convolutions to run.
             torch.backends.mkldnn.enabled = size > 4
-            for batches, sizes in epoch_chunks(data, settings, type(model), epoch, step, execution):
+            for batches, sizes in epoch_chunks(data, settings, model, epoch, step, execution):
                 check()
                 chunk = train_chunk(parallel, optimizer, batches, [weights[n] for n in sizes], execution.precision)
                 if device.type == "cpu":  # on a GPU this would make the host wait
@@ -723,9 +727,7 @@ def run(settings: Settings, stated: Settings) -> None:
         data = dataclasses.replace(data, **{name: getattr(data, name).to(device) for name in ARRAYS})
         torch.set_float32_matmul_precision("high")  # TF32, on the GPUs that have it
         torch.backends.cudnn.benchmark = True
-        model = build_model(settings).to(device)
-        if settings.model == "ResNet18":
-            model = model.to(memory_format=torch.channels_last)
+        model = build_model(settings, device)
         optimizer = torch.optim.SGD(
             model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
@@ -762,6 +764,7 @@ def run(settings: Settings, stated: Settings) -> None:
             write_results(folder, run_record(settings, data, execution, parameters, state), model, state["best_model"])
             sys.stderr.write(warning)
     if dist.is_initialized():
+        dist.barrier()  # while rank 0 writes the results; a process that leaves early may crash at its exit
         dist.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def write_torch(path: Path, value: object) -> None:
 def read_torch(path: Path) -> object:
     """What `torch.save` wrote; nothing in the file is executed. UserError if that is not what it is."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle formats that it may fail to read, which is said below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # torch.load raises many kinds on damaged and foreign files

@@ -1,0 +1,333 @@
+"""Reading CIFAR-10: image folders, official files, downloads, and what can be wrong with each."""
+
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import shutil
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_image_folder
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+import cifar10
+from cifar10 import CLASSES, DataUnavailable, load_cifar10
+from common import load_data
+from files import UserError
+from synthetic import synthetic_images
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def official_files() -> dict[str, bytes]:
+    """Five training batches and one test batch of 10 images each, in the official format."""
+    files = {}
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for i, name in enumerate(names):
+        files[name] = pickle.dumps({"data": noise(i, 10, 3072), "labels": list(range(10))})
+    files["batches.meta"] = pickle.dumps({"label_names": list(CLASSES)})
+    return files
+
+
+def tar_gz(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for name, part in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(part)
+            tar.addfile(member, io.BytesIO(part))
+    return content.getvalue()
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A small archive, whose checksums torchvision is told are the official ones."""
+    files = official_files()
+    content = tar_gz(files)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    checksums = [[name, md5(part)] for name, part in files.items()]
+    monkeypatch.setattr(CIFAR10, "train_list", checksums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", checksums[5:6])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": md5(files["batches.meta"])}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    return content
+
+
+def put_official_files(folder: Path) -> Path:
+    (folder / "cifar-10-batches-py").mkdir(parents=True)
+    for name, content in official_files().items():
+        (folder / "cifar-10-batches-py" / name).write_bytes(content)
+    return folder
+
+
+def check_official(data: cifar10.Data) -> None:
+    assert data.train_images.shape == (50, 3, 32, 32) and data.test_images.shape == (10, 3, 32, 32)
+    assert np.array_equal(data.train_images[10:20].reshape(10, -1), noise(1, 10, 3072))
+    assert np.array_equal(data.test_images.reshape(10, -1), noise(5, 10, 3072))
+    assert data.test_labels.tolist() == list(range(10))
+
+
+# --- Image folders
+
+
+def test_image_folder_gives_uint8_images_and_int64_labels(data_dir: Path) -> None:
+    data = load_cifar10(data_dir)
+    assert (data.name, data.source) == ("cifar10", "image folder")
+    assert data.train_images.shape == (100, 3, 32, 32) and data.train_images.dtype == torch.uint8
+    assert data.test_labels.tolist() == [label for label in range(10) for _ in range(4)]
+    assert data.test_labels.dtype == torch.int64
+    train_images, train_labels, *_ = synthetic_images()
+    assert np.array_equal(data.train_images[:10], train_images[train_labels == 0][:10])
+
+
+@pytest.mark.parametrize("kind", ["webp", "PNG", "bmp"])
+def test_other_formats_give_the_same_pixels(own_data_dir: Path, kind: str) -> None:
+    before = load_cifar10(own_data_dir).train_images
+    for path in own_data_dir.glob("*/*/*.png"):
+        image = Image.open(path).copy()
+        path.unlink()
+        image.save(path.with_suffix(f".{kind}"), **({"lossless": True} if kind == "webp" else {}))
+    assert torch.equal(load_cifar10(own_data_dir).train_images, before)
+
+
+def test_the_cache_spares_the_decoding_until_the_folder_changes(own_data_dir: Path) -> None:
+    first = load_cifar10(own_data_dir)
+    cache = own_data_dir / "cifar10-cache.npz"
+    written = cache.stat().st_mtime_ns
+    assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
+    assert cache.stat().st_mtime_ns == written
+    Image.fromarray(noise(0, 32, 32, 3)).save(own_data_dir / "train" / "cat" / "0000.png")
+    changed = load_cifar10(own_data_dir)
+    assert cache.stat().st_mtime_ns != written
+    assert np.array_equal(changed.train_images[6].permute(1, 2, 0), noise(0, 32, 32, 3))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "not numpy", "a pickle", "a flipped bit"])
+def test_a_damaged_cache_is_built_again_and_never_executed(own_data_dir: Path, tmp_path: Path, damage: str) -> None:
+    first = load_cifar10(own_data_dir)
+    cache = own_data_dir / "cifar10-cache.npz"
+    content = bytearray(cache.read_bytes())
+    if damage == "cut short":
+        content = content[: len(content) // 2]
+    elif damage == "not numpy":
+        content = b"hello"
+    elif damage == "a pickle":
+        content = pickle.dumps(Command(f"touch {tmp_path}/executed"))
+    else:
+        content[len(content) // 2] ^= 1
+    cache.write_bytes(content)
+    assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
+    assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
+    assert not (tmp_path / "executed").exists()
+
+
+class Command:
+    """Runs a shell command when unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+def add_class(folder: Path) -> None:
+    shutil.copytree(folder / "train" / "cat", folder / "train" / "zebra")
+
+
+def save(array: np.ndarray, mode: str | None = None, name: str = "0001.png") -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        Image.fromarray(array).convert(mode).save(folder / "train" / "cat" / name)
+
+    return spoil
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "train" / "cat" / "0001.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+TRANSPARENT = np.dstack([noise(1, 32, 32, 3), np.full((32, 32), 100, np.uint8)])
+REFUSED = {
+    "a class is missing": (lambda folder: shutil.rmtree(folder / "train" / "ship"), "ship"),
+    "a class is empty": (lambda folder: (folder / "test" / "ship" / "0000.png").unlink(), "ship"),
+    "the test images are missing": (lambda folder: shutil.rmtree(folder / "test"), "test"),
+    "an unknown class": (add_class, "zebra"),
+    "a file that is no image": (lambda folder: (folder / "train/cat/0001.png").write_text("hello"), "cat/0001.png"),
+    "an image cut short": (truncate, "cat/0001.png"),
+    "16 bits per pixel": (save(noise(0, 32, 32).astype(np.uint16) * 200), "cat/0001.png"),
+    "floating point": (save(np.ones((32, 32), np.float32), name="0001.tif"), "cat/0001.tif"),
+    "larger than 32x32": (save(noise(0, 64, 48, 3)), "48x64"),
+    "transparent pixels": (save(TRANSPARENT), "transparent"),
+    "labels in another order": (lambda folder: (folder / "labels.txt").write_text("cat\ndog\n"), "labels.txt"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_spoilt_image_folder_is_refused_with_the_reason(own_data_dir: Path, what: str) -> None:
+    spoil, named = REFUSED[what]
+    spoil(own_data_dir)
+    for dataset in ("cifar10", "auto"):
+        with pytest.raises(UserError, match=named) as error:
+            load_data(dataset, own_data_dir)
+        assert not isinstance(error.value, DataUnavailable)
+        assert "\n" not in str(error.value)
+
+
+CONVERTED = {
+    "grey": (noise(3, 32, 32), None),
+    "grey with opaque alpha": (noise(3, 32, 32), "LA"),
+    "opaque alpha": (noise(3, 32, 32, 3), "RGBA"),
+    "palette": (noise(3, 32, 32) // 128 * 255, "P"),
+}
+
+
+@pytest.mark.parametrize("what", CONVERTED)
+def test_grey_and_opaque_images_are_converted(own_data_dir: Path, what: str) -> None:
+    array, mode = CONVERTED[what]
+    save(array, mode)(own_data_dir)
+    rgb = array if array.ndim == 3 else np.dstack([array] * 3)
+    assert np.array_equal(load_cifar10(own_data_dir).train_images[7].permute(1, 2, 0), rgb)
+
+
+def test_hidden_and_other_files_are_no_images(own_data_dir: Path) -> None:
+    before = load_cifar10(own_data_dir)
+    for name in (".DS_Store", "Thumbs.db", "._0000.png", "notes.txt"):
+        (own_data_dir / "train" / "cat" / name).write_bytes(b"x")
+    (own_data_dir / "train" / ".ipynb_checkpoints").mkdir()
+    assert torch.equal(load_cifar10(own_data_dir).train_images, before.train_images)
+
+
+def test_links_spaces_and_other_letters_in_names(tmp_path: Path) -> None:
+    folder = make_image_folder(tmp_path / "Bilder für süße 小猫", 1, 1)
+    (folder / "train" / "cat" / "0000.png").rename(folder / "train" / "cat" / "кот 1.png")
+    link = tmp_path / "link to data"
+    link.symlink_to(folder, target_is_directory=True)
+    assert len(load_cifar10(link).train_labels) == 10
+
+
+def test_a_folder_that_cannot_be_written_is_read_without_a_cache(own_data_dir: Path) -> None:
+    # A folder in the lock's place fails for root, too, as a read-only disk does.
+    (own_data_dir / ".lock").mkdir()
+    assert len(load_cifar10(own_data_dir).train_labels) == 20
+    assert not (own_data_dir / "cifar10-cache.npz").exists()
+
+
+# --- Official files
+
+
+def test_official_files(tmp_path: Path, archive: bytes) -> None:
+    check_official(load_cifar10(put_official_files(tmp_path)))
+
+
+def test_official_archive(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / cifar10.ARCHIVE).write_bytes(archive)
+    check_official(load_cifar10(tmp_path))
+    check_official(load_cifar10(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == [cifar10.ARCHIVE, "cifar10-cache.npz"]
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
+def test_a_changed_official_file_fails_its_checksum(tmp_path: Path, archive: bytes, name: str) -> None:
+    path = put_official_files(tmp_path) / "cifar-10-batches-py" / name
+    path.write_bytes(path.read_bytes().replace(b"cat", b"cow") + b" ")
+    with pytest.raises(UserError, match="MD5"):
+        load_cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["cut short", "wrong content", "leaves its folder", "holds links"])
+def test_a_wrong_archive_is_refused_before_it_is_unpacked(tmp_path: Path, archive: bytes, what: str) -> None:
+    content = {"cut short": archive[:-100], "wrong content": archive[:-1] + b"x"}.get(what, b"")
+    if not content:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            member = tarfile.TarInfo("../escaped" if what == "leaves its folder" else "link")
+            if what == "holds links":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(member, io.BytesIO())
+        content = buffer.getvalue()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / cifar10.ARCHIVE).write_bytes(content)
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz fails its MD5 check"):
+        load_cifar10(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+    assert {p.name for p in folder.iterdir()} <= {cifar10.ARCHIVE, ".lock"}
+
+
+# --- Downloads
+
+
+@pytest.fixture
+def server(archive: bytes) -> Iterator[str]:
+    """A web server whose paths behave like mirrors do: good, missing, corrupt, cut short, silent, stalled."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/missing":
+                return self.send_error(404)
+            if self.path == "/silent":
+                return time.sleep(3)
+            self.send_response(200)
+            content = archive[:-1] + b"x" if self.path == "/corrupt" else archive
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if self.path in ("/short", "/stalled") else content)
+            self.wfile.flush()
+            if self.path == "/stalled":
+                time.sleep(3)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_download_passes_by_mirrors_that_fail(tmp_path: Path, server: str) -> None:
+    paths = ("missing", "corrupt", "short", "silent", "stalled", "good")
+    cifar10.download(tmp_path, tuple(f"{server}/{path}" for path in paths), timeout=0.3)
+    check_official(load_cifar10(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["missing", "corrupt", "short", "silent", "stalled"])
+def test_a_failed_download_names_the_mirror_and_leaves_nothing(tmp_path: Path, server: str, path: str) -> None:
+    with pytest.raises(DataUnavailable, match=f"{server}/{path}"):
+        cifar10.download(tmp_path, (f"{server}/{path}",), timeout=0.3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_download_leaves_is_removed(own_data_dir: Path) -> None:
+    (own_data_dir / ".abc.tmp").mkdir()
+    (own_data_dir / ".abc.tmp" / cifar10.ARCHIVE).write_text("half")
+    (own_data_dir / ".cifar10-cache.npz.tmp").write_text("half")
+    load_cifar10(own_data_dir)
+    assert list(own_data_dir.glob(".*.tmp")) == []
+
+
+# --- The stand-in
+
+
+def test_the_stand_in_is_the_same_at_every_call() -> None:
+    first, second = synthetic_images(), synthetic_images()
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first[0].shape == (10_000, 3, 32, 32) and first[2].shape == (2_000, 3, 32, 32)
+    assert first[0].dtype == np.uint8 and first[1].dtype == np.int64
+    assert np.bincount(np.concatenate([first[1], first[3]])).tolist() == [1200] * 10

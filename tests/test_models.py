@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+import common
+
+
+def names(model: torch.nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def test_lenet_has_the_tutorials_parameters() -> None:
+    model = common.LeNet()
+    assert sum(p.numel() for p in model.parameters()) == 62_006
+    layers = ("conv1", "conv2", "fc1", "fc2", "fc3")
+    assert list(model.state_dict()) == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+
+
+def test_resnet18_has_the_usual_parameters() -> None:
+    model = common.ResNet18()
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+    expected = ["conv1.weight", "bn1.weight", "bn1.bias"]
+    for stage in range(1, 5):
+        for block in range(2):
+            parts = ["conv1.weight", "bn1.weight", "bn1.bias", "conv2.weight", "bn2.weight", "bn2.bias"]
+            if stage > 1 and block == 0:
+                parts += ["shortcut.0.weight", "shortcut.1.weight", "shortcut.1.bias"]
+            expected += [f"layer{stage}.{block}.{part}" for part in parts]
+    assert names(model) == [*expected, "linear.weight", "linear.bias"]
+
+
+@pytest.mark.parametrize("model", [common.LeNet(0.5), common.ResNet18(8)], ids=["LeNet", "ResNet18"])
+def test_gradients_reach_every_parameter(model: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    logits = model(torch.randn(8, 3, 32, 32))
+    assert logits.shape == (8, 10)
+    logits.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_dropout_is_off_in_eval_mode_and_on_in_training() -> None:
+    torch.manual_seed(0)
+    model, images = common.LeNet(0.5), torch.randn(4, 3, 32, 32)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_dropout_changes_no_parameter_name() -> None:
+    assert names(common.LeNet(0.5)) == names(common.LeNet())
+
+
+def test_seed_decides_the_weights() -> None:
+    from original_version_model import SETTINGS
+
+    cpu = torch.device("cpu")
+    first, second = (common.build_model(SETTINGS, cpu).fc3.weight for _ in range(2))
+    assert torch.equal(first, second)

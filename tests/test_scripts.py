@@ -1,0 +1,199 @@
+"""The five scripts as their users start them."""
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from conftest import EXPERIMENTS, ROOT, read_run, run_command, same_losses, same_weights
+
+QUICK = {
+    "original_version_model": ("--epochs", 3, "--lr", 0.005),
+    "original_version_model_multigpu": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
+    "l2_regularization": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
+    "dropout_regularization": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
+    "resnet_model": ("--epochs", 4, "--width", 4, "--batch-size", 10),
+}
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS)
+def test_script_trains_and_leaves_its_files(run, tmp_path: Path, script: str) -> None:
+    done = run(script, *QUICK[script], "--device", "cpu", "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert sum(line.startswith("epoch ") for line in done.out.splitlines()) == QUICK[script][1]
+    visible = sorted(p.name for p in (tmp_path / "out").iterdir() if p.name[0] != ".")
+    assert visible == ["best_model.pth", "loss.json", "loss.png", "model.pth"]
+    assert list((tmp_path / "out").glob(".*.tmp")) == []
+    record = read_run(tmp_path / "out")
+    assert record["experiment"] == script
+    assert record["dataset"] == {"name": "cifar10", "source": "image folder", "train_images": 100, "test_images": 40}
+    assert record["history"]["train_loss"][-1] < record["history"]["train_loss"][0]
+    accuracies = record["history"]["test_accuracy"]
+    assert record["result"]["best_test_accuracy"] == max(accuracies)
+    assert record["result"]["best_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert f"{accuracies[-1]:.2f} % at the end" in done.out and str(tmp_path / "out") in done.out
+    for name in ("model.pth", "best_model.pth"):
+        weights = torch.load(tmp_path / "out" / name, weights_only=True)
+        assert not any(key.startswith("module.") for key in weights)
+        assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
+    assert matplotlib.image.imread(tmp_path / "out" / "loss.png").shape[1] > 1000
+
+
+def test_the_stated_settings_are_those_of_the_experiments() -> None:
+    stated = {}
+    for script in EXPERIMENTS:
+        s = __import__(script).SETTINGS
+        stated[s.folder] = (s.model, s.epochs, s.lr, s.momentum, s.batch_size, s.weight_decay, s.dropout, s.augment)
+    assert stated == {
+        "original_version_model": ("LeNet", 5, 0.001, 0.9, 4, 0, 0, False),
+        "original_version_model_multiGPU": ("LeNet", 200, 0.001, 0.95, 128, 0, 0, False),
+        "L2_regularization_model": ("LeNet", 200, 0.001, 0.95, 128, 1e-4, 0, False),
+        "Dropout_regularization": ("LeNet", 200, 0.001, 0.95, 128, 0, 0.5, False),
+        "Resnet": ("ResNet18", 25, 0.005, 0.95, 128, 5e-4, 0, True),
+    }
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS)
+def test_help_shows_every_flag_with_its_default(script: str) -> None:
+    done = run_command("python", ROOT / f"{script}.py", "--help")
+    assert done.code == 0
+    settings = __import__(script).SETTINGS
+    own = "dropout" if settings.model == "LeNet" else "width"
+    flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
+    for flag in [*flags, own]:
+        assert f"--{flag}" in done.out
+        assert f"(default: {getattr(settings, flag.replace('-', '_'))})" in " ".join(done.out.split())
+    assert all(flag in done.out for flag in ("--augment, --no-augment", "--data-dir", "--output", "--resume"))
+
+
+def test_same_seed_same_result_other_seed_other_result(run, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options = ("--epochs", 1, "--seed", seed, "--output", tmp_path / name)
+        assert run("dropout_regularization", *options).code == 0
+    assert same_losses(tmp_path / "a", tmp_path / "b")
+    assert same_weights(tmp_path / "a" / "model.pth", tmp_path / "b" / "model.pth")
+    assert not same_losses(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The scripts in a folder of their own, so that their modelset/ and data/ are the test's."""
+    folder = tmp_path / "a copy"
+    folder.mkdir()
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_without_data_and_network_it_trains_on_the_stand_in_and_says_so(copied: Path, tmp_path: Path) -> None:
+    # From another folder, too: data/ and modelset/ are beside the scripts.
+    script = copied / "original_version_model_multigpu.py"
+    done = run_command("python", script, "--epochs", 1, "--device", "cpu", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.err.count("WARNING: this is NOT CIFAR-10 but a synthetic stand-in") == 2
+    folder = copied / "modelset" / "original_version_model_multiGPU" / "epochs=1,dataset=synthetic"
+    assert (folder / "loss.png").is_file()
+    assert read_run(folder)["dataset"]["name"] == "synthetic"
+
+
+def test_cifar10_asked_for_but_not_to_be_had_is_an_error(copied: Path) -> None:
+    done = run_command("python", copied / "original_version_model.py", "--dataset", "cifar10")
+    assert done.code == 1
+    message = done.err.splitlines()[-1]
+    assert message.startswith("error: CIFAR-10 is not in") and "Traceback" not in done.err
+    mirrors = ("zenodo.org", "scidata.sjtu.edu.cn", "cave.cs.toronto.edu", "www.cs.toronto.edu")
+    assert all(mirror in message for mirror in mirrors) and "--data-dir" in message
+    assert not (copied / "modelset").exists()
+
+
+def test_a_sixth_experiment_is_one_small_file(copied: Path, data_dir: Path) -> None:
+    (copied / "sixth.py").write_text(
+        "from common import Settings, main\n"
+        'SETTINGS = Settings("sixth", "Sixth", "ResNet18", epochs=1, lr=0.1, momentum=0, batch_size=50, width=2)\n'
+        'if __name__ == "__main__":\n'
+        '    main(SETTINGS, "A sixth experiment.")\n'
+    )
+    done = run_command("python", copied / "sixth.py", "--lr", 0.2, data_dir=data_dir)
+    assert done.code == 0, done.err
+    assert read_run(copied / "modelset" / "Sixth" / "lr=0.2")["config"]["lr"] == 0.2
+
+
+WRONG_ARGUMENTS = [
+    ("--epochs", "0"),
+    ("--epochs", "1.5"),
+    ("--batch-size", "0"),
+    ("--lr", "-0.1"),
+    ("--lr", "nan"),
+    ("--lr", "inf"),
+    ("--momentum", "1"),
+    ("--momentum", "-0.1"),
+    ("--weight-decay", "-1"),
+    ("--dropout", "1"),
+    ("--dropout", "nan"),
+    ("--seed", "-1"),
+    ("--device", "cuda:99"),
+    ("--device", "tpu"),
+    ("--precision", "fp8"),
+    ("--dataset", "mnist"),
+    ("--width", "64"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), WRONG_ARGUMENTS, ids=" ".join)
+def test_wrong_arguments_end_with_one_line_and_code_2(run, tmp_path: Path, flag: str, value: str) -> None:
+    done = run("original_version_model", flag, value, "--output", tmp_path / "out")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1 and flag in done.err, done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_spoilt_data_folder_ends_with_one_line_and_code_1(run, own_data_dir: Path, tmp_path: Path) -> None:
+    shutil.rmtree(own_data_dir / "train" / "frog")
+    done = run("original_version_model", "--output", tmp_path / "out", data_dir=own_data_dir)
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1 and "frog" in done.err
+
+
+@pytest.mark.parametrize("what", ["a file is in the way", "no room for folders"])
+def test_an_output_folder_that_cannot_be_written_is_found_before_training(run, tmp_path: Path, what: str) -> None:
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "out" if what == "a file is in the way" else Path("/proc/out")
+    done = run("original_version_model", "--output", output)
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1 and str(output) in done.err
+    assert "epoch" not in done.out.replace("epochs=", "")
+
+
+def test_a_diverging_loss_stops_the_run_and_keeps_earlier_results(run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("original_version_model", "--epochs", 1, "--output", out).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."}
+    done = run("original_version_model", "--lr", 1e9, "--output", out)
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1 and "at epoch 1, step " in done.err
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name in before} == before
+
+
+def test_history_is_a_table_that_pandas_takes_as_it_is(run, tmp_path: Path) -> None:
+    run("original_version_model", "--epochs", 2, "--output", tmp_path)
+    record = read_run(tmp_path)
+    lengths = {len(column) for column in record["history"].values()}
+    assert lengths == {2} and record["history"]["epoch"] == [1, 2]
+    per_epoch = [sum(epoch - 1 < x <= epoch for x in record["steps"]["epoch"]) for epoch in (1, 2)]
+    assert min(per_epoch) >= 12
+    numbers = itertools.chain(*record["history"].values(), *record["steps"].values())
+    assert all(isinstance(number, (int, float)) for number in numbers)
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
+    options = f"--epochs 1 --batch-size 50 --dataset synthetic --output {tmp_path}"
+    command = f"stty rows 30 cols 100; python {ROOT}/original_version_model.py {options}"
+    done = run_command("script", "-qec", command, os.devnull)
+    assert done.code == 0
+    assert "images/s" in done.out and "loss=" in done.out and "epoch 1/1" in done.out

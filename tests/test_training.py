@@ -1,0 +1,165 @@
+"""The loop and what surrounds it, in this process."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import common
+from common import Execution
+from original_version_model import SETTINGS as LENET
+from resnet_model import SETTINGS as RESNET
+
+ALONE = Execution(torch.device("cpu"), "fp32", "none")
+
+
+def small_data(images: int = 40) -> common.Data:
+    from synthetic import synthetic_images
+
+    arrays = [torch.from_numpy(array[:images]) for array in synthetic_images()]
+    return common.Data(*arrays, "synthetic", "test")
+
+
+def train(settings: common.Settings, data: common.Data) -> tuple[dict, torch.nn.Module]:
+    model = common.build_model(settings, ALONE.device)
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, fused=True)
+    nothing = lambda *_: None  # noqa: E731
+    return common.train(settings, data, model, optimizer, ALONE, common.new_state(), nothing, nothing), model
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dataclasses.replace(LENET, epochs=150, batch_size=20, lr=0.02),
+        dataclasses.replace(RESNET, epochs=15, batch_size=20, lr=0.05, width=8, augment=False),
+    ],
+    ids=["LeNet", "ResNet18"],
+)
+def test_a_tiny_set_is_learnt_by_heart(settings: common.Settings) -> None:
+    state, _ = train(settings, small_data())
+    assert state["history"]["train_accuracy"][-1] == 100
+
+
+def test_history_and_steps_describe_every_epoch() -> None:
+    state, _ = train(dataclasses.replace(LENET, epochs=2), small_data(99))
+    assert {name: len(values) for name, values in state["history"].items()} == dict.fromkeys(common.HISTORY, 2)
+    assert len(state["steps"]["epoch"]) == len(state["steps"]["train_loss"]) == 24
+    assert state["steps"]["epoch"][11] == 1 and state["steps"]["epoch"][23] == 2
+    # The parts' means, weighted by their images, make the epoch's.
+    ends = np.array([0, *state["steps"]["epoch"][:12]])
+    whole = np.dot(np.diff(ends), state["steps"]["train_loss"][:12])
+    assert whole == pytest.approx(state["history"]["train_loss"][0], rel=1e-4)
+
+
+def test_every_image_is_used_once_an_epoch_in_another_order_each_time() -> None:
+    data = small_data(50)
+    data = dataclasses.replace(data, train_labels=torch.arange(50))  # so that labels name images
+    model = common.build_model(LENET, ALONE.device)
+    orders = []
+    for epoch in (1, 2):
+        chunks = list(common.epoch_chunks(data, dataclasses.replace(LENET, batch_size=4), model, epoch, 0, ALONE))
+        labels = [labels for batches, _ in chunks for _, labels in batches]
+        assert [len(part) for part in labels] == [4] * 12 + [2]
+        orders.append(torch.cat(labels).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("augment", [False, True])
+def test_processes_share_out_the_same_batches(world_size: int, augment: bool) -> None:
+    data, settings = small_data(50), dataclasses.replace(LENET, batch_size=7, augment=augment)
+    model = common.build_model(LENET, ALONE.device)
+
+    def batches(execution: Execution) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [pair for part, _ in common.epoch_chunks(data, settings, model, 3, 0, execution) for pair in part]
+
+    ranks = [Execution(ALONE.device, "fp32", "none", rank, world_size) for rank in range(world_size)]
+    shares = zip(*(batches(rank) for rank in ranks), strict=True)
+    for (images, labels), parts in zip(batches(ALONE), shares, strict=True):
+        assert torch.equal(images, torch.cat([part for part, _ in parts]))
+        assert torch.equal(labels, torch.cat([part for _, part in parts]))
+
+
+def test_an_epoch_taken_up_again_has_the_same_batches() -> None:
+    data, settings = small_data(50), dataclasses.replace(LENET, batch_size=4, augment=True)
+    model = common.build_model(LENET, ALONE.device)
+    whole, rest = (
+        [images for part, _ in common.epoch_chunks(data, settings, model, 1, step, ALONE) for images, _ in part]
+        for step in (0, 5)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
+
+
+def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
+    images = torch.randint(1, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shifts = torch.tensor([[4, 0, 8], [4, 4, 7]])
+    flips = torch.tensor([False, False, True])
+    same, down, flipped = common.augment(images, shifts, flips)
+    assert torch.equal(same, images[0])
+    assert not down[:, :4].any() and torch.equal(down[:, 4:], images[1, :, :28])
+    expected = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    expected[:, :28, :29] = images[2, :, 4:, 3:]
+    assert torch.equal(flipped, expected.flip(2))
+
+
+def test_normalisation_is_that_of_the_model() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 32, 32)
+    lenet = common.normalise(images, common.LeNet())
+    assert lenet[0].unique().tolist() == [-1] and lenet[1].unique().tolist() == [1]
+    resnet = common.normalise(images, common.ResNet18(4))[1, :, 0, 0]
+    assert resnet.tolist() == pytest.approx([(1 - 0.4914) / 0.2470, (1 - 0.4822) / 0.2435, (1 - 0.4465) / 0.2616])
+
+
+def test_cosine_schedule_falls_from_lr_towards_zero_over_the_runs_own_epochs() -> None:
+    rates = [common.learning_rate(RESNET, epoch) for epoch in range(1, 26)]
+    assert rates[0] == 0.005 and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.005 / 100
+    assert {common.learning_rate(LENET, epoch) for epoch in range(1, 6)} == {0.001}
+
+
+def test_evaluation_counts_every_image() -> None:
+    data, model = small_data(301), common.build_model(LENET, ALONE.device)
+    loss, accuracy = common.evaluate(model, data.train_images, data.train_labels, ALONE)
+    logits = model(common.normalise(data.train_images, model))
+    assert accuracy == pytest.approx(100 * logits.argmax(1).eq(data.train_labels).float().mean().item())
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, data.train_labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["LeNet", "ResNet18"])
+def test_bf16_stays_close_to_fp32(model: str) -> None:
+    stated = LENET if model == "LeNet" else dataclasses.replace(RESNET, width=16, augment=False)
+    losses = []
+    for precision in ("fp32", "bf16"):
+        execution = Execution(ALONE.device, precision, "none")
+        net = common.build_model(stated, ALONE.device)
+        losses.append(common.evaluate(net, small_data().train_images, small_data().train_labels, execution)[0])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, ""),
+        ({"epochs": 15, "lr": 0.01}, "lr=0.01,epochs=15"),
+        ({"weight_decay": 0.0, "seed": 3}, "weight_decay=0,seed=3"),
+        ({"device": "cpu", "resume": True}, ""),
+    ],
+)
+def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:
+    settings = dataclasses.replace(RESNET, **changes)
+    assert common.run_folder(settings, RESNET, "cifar10") == common.HERE / "modelset" / "Resnet" / name
+    synthetic = ",".join(part for part in (name, "dataset=synthetic") if part)
+    assert common.run_folder(settings, RESNET, "synthetic").name == synthetic
+
+
+def test_data_parallel_is_left_out_without_several_gpus() -> None:
+    from original_version_model_multigpu import SETTINGS
+
+    execution = common.start_execution(dataclasses.replace(SETTINGS, device="cpu"))
+    assert execution.parallel == "none" and execution.world_size == 1
+    model = common.LeNet()
+    assert common.parallel_model(model, execution) is model
+    wrapped = common.parallel_model(model, Execution(ALONE.device, "fp32", "DataParallel"))
+    assert isinstance(wrapped, torch.nn.DataParallel) and wrapped.module is model
+    assert not any(name.startswith("module.") for name in common.plain_weights(model))
