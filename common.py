@@ -19,6 +19,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -682,7 +683,7 @@ def draw_losses(run: dict) -> bytes:
         axes.legend()
     stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
     title = f"{run['experiment']}{stand_in}: {ACCURACIES.format(**run['result'])}"
-    figure.suptitle(f"{title}\n{describe(run['config']).replace(',', ', ')}", fontsize=10)
+    figure.suptitle(f"{title}\n{textwrap.fill(describe(run['config']).replace(',', ', '), 120)}", fontsize=10)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

@@ -1,0 +1,270 @@
+"""Look into saved weights: statistics, filters, histograms; and what they get right and wrong.
+
+    python inspect_weights.py modelset/Resnet                    # a run's folder, or a weights file
+    python inspect_weights.py modelset/Resnet --evaluate         # on the test images
+    python inspect_weights.py A.pth --against B.pth              # two files side by side
+
+Prints a row per parameter tensor and draws weights.png beside the file; --evaluate adds
+confusion.png and mistakes.png. It reads what other scripts saved, too: state dicts with `module.`
+prefixes, or under "net", "model", "state_dict" or "model_state_dict", in any float type. Nothing in
+a file is executed.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar10 import CLASSES, DATA_DIR, load_cifar10
+from common import ArgumentParser, HelpFormatter, LeNet, ResNet18, normalise
+from files import UserError, read_torch, write_file
+
+NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
+WRAPPERS = ("net", "model", "state_dict", "model_state_dict")
+
+
+def weights_file(path: Path) -> Path:
+    """The path itself, or model.pth in it if it is a folder."""
+    return path / "model.pth" if path.is_dir() else path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict of float32 tensors, by plain names; UserError if the file holds no such thing."""
+    content = read_torch(path)
+    for _ in range(2):  # one wrapper in another, at most
+        name = next((n for n in WRAPPERS if isinstance(content, dict) and isinstance(content.get(n), dict)), None)
+        content = content[name] if name else content
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path} holds no state dict, but {type(content).__name__}: expected names with tensors")
+    if any(tensor.is_sparse or tensor.is_quantized or tensor.is_complex() for tensor in content.values()):
+        raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
+    return {str(name).removeprefix("module."): tensor.float() for name, tensor in content.items()}
+
+
+def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained tensors: all but BatchNorm's running statistics."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()}
+
+
+def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """LeNet or ResNet-18 of whichever width, told by names and shapes, with these weights, in eval mode."""
+    width = len(weights["conv1.weight"]) if weights.get("conv1.weight", torch.tensor(0)).ndim else 64
+    with torch.device("meta"):  # shapes alone, since the file may claim any width
+        model = LeNet() if "fc3.weight" in weights else ResNet18(width)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{path} is neither LeNet nor ResNet-18: {name} is {found.get(name, 'missing')}, expected "
+            f"{expected.get(name, 'none')} ({len(differing)} tensors differ)"
+        )
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+# --- Statistics -------------------------------------------------------------------------------
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """Aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *cells in lines:
+        numbers = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([f"{name:{widths[0]}}", *numbers]))
+
+
+def print_statistics(parameters: dict[str, Tensor]) -> None:
+    """A row per tensor, and the total."""
+    near_zero = f"|w|<{NEAR_ZERO:g} %"
+    lines = [["name", "shape", "count", "mean", "std", "min", "max", near_zero, "L2 norm"]]
+    everything = torch.cat([tensor.flatten() for tensor in parameters.values()])
+    for name, tensor in [*parameters.items(), ("total", everything)]:
+        shape = "x".join(map(str, tensor.shape)) if name != "total" else ""
+        values = [tensor.mean(), tensor.std(correction=0), tensor.min(), tensor.max()]
+        share = 100 * tensor.abs().lt(NEAR_ZERO).float().mean()
+        row = [name, shape, f"{tensor.numel():,}", *(f"{value:.4f}" for value in values)]
+        lines.append([*row, f"{share:.2f}", f"{tensor.norm():.3f}"])
+    print_table(lines)
+
+
+def print_comparison(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: Path) -> None:
+    """Per tensor the two norms, their ratio, and the relative difference |a - b| / |a|."""
+    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
+        raise UserError(f"{path} holds other names or shapes: only weights of the same model can be compared")
+    lines = [["name", "count", "L2 norm", "of the other", "ratio", "relative difference"]]
+    totals = [torch.cat([t.flatten() for t in parameters.values()]) for parameters in (ours, theirs)]
+    pairs = [*((name, ours[name], theirs[name]) for name in ours), ("total", *totals)]
+    for name, a, b in pairs:
+        norms = a.norm().item(), b.norm().item()
+        ratio, difference = (x / norms[0] if norms[0] else np.nan for x in (norms[1], (a - b).norm().item()))
+        lines.append([name, f"{a.numel():,}", *(f"{x:.4f}" for x in (*norms, ratio, difference))])
+    print_table(lines)
+
+
+def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None, names: list[str]) -> bytes:
+    """The first convolution's filters as RGB tiles, and a histogram of each layer's weights."""
+    from matplotlib.figure import Figure
+
+    layers = [name for name, tensor in parameters.items() if tensor.ndim > 1] or list(parameters)
+    filters = next((t for t in parameters.values() if t.ndim == 4 and t.shape[1] == 3), None)
+    rows, count = -(-len(layers) // 4), 1 if filters is None else len(filters)
+    heights = [1 + 14 / min(16, max(8, count)) * -(-count // 16), 2.2 * rows]
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+    axes = top.subplots()
+    axes.axis("off")
+    if filters is not None:
+        axes.imshow(tiles((filters - filters.min()) / (filters.max() - filters.min()).clamp_min(1e-12)))
+        axes.set_title(f"filters of the first convolution ({len(filters)}, as RGB, all on one scale)")
+    panels = list(bottom.subplots(rows, 4, squeeze=False).flat)
+    for axes, layer in zip(panels, layers, strict=False):
+        sets = [parameters[layer]] + ([other[layer]] if other else [])
+        reach = max(t.abs().max().item() for t in sets) or 1.0
+        edges = np.linspace(-reach, reach, 61)
+        for tensor, name, colour, fill in zip(sets, names, ("#0072B2", "#D55E00"), (True, False), strict=False):
+            style = {"histtype": "stepfilled" if fill else "step", "alpha": 0.6 if fill else 1, "color": colour}
+            axes.hist(tensor.flatten().numpy(), edges, label=name, **style)
+        axes.set_title(f"{layer} ({sets[0].numel():,})", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks([])
+    for axes in panels[len(layers) :]:
+        axes.axis("off")
+    bottom.supxlabel("weight (height: how many have that value)", fontsize=9)
+    if other:
+        handles, labels = next(iter(bottom.axes)).get_legend_handles_labels()
+        top.legend(handles, labels, loc="upper right", fontsize=9)
+    figure.suptitle(" against ".join(names))
+    return png(figure)
+
+
+def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
+    """(N, 3, H, W) from 0 to 1 -> one picture (rows, columns, 3), white between the tiles."""
+    images = F.pad(images, (0, margin, 0, margin), value=1.0)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    images = torch.cat([images, torch.ones(rows * columns - len(images), *images.shape[1:])])
+    grid = images.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
+    return grid.flatten(2, 3).flatten(0, 1).numpy()
+
+
+def png(figure: object) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=90)
+    return content.getvalue()
+
+
+# --- Evaluation -------------------------------------------------------------------------------
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """uint8 (N, 3, 32, 32) -> logits float32 (N, 10)."""
+    with torch.inference_mode():
+        return torch.cat([model(normalise(batch, model)) for batch in images.split(250)])
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
+    """int64 (10, 10): row the true class, column the predicted one."""
+    return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
+
+
+def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
+    from matplotlib.figure import Figure
+
+    share = 100 * matrix / matrix.sum(1, keepdim=True).clamp_min(1)
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for row in range(10):
+        for column in range(10):
+            colour = "white" if share[row, column] > 55 else "black"
+            axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(10), CLASSES, rotation=45, ha="right")
+    axes.set_yticks(range(10), CLASSES)
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"test accuracy {accuracy:.2f} %")
+    figure.colorbar(image, label="% of the true class's images", shrink=0.8)
+    return png(figure)
+
+
+def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> bytes:
+    """The wrongly classified images that the model was surest about."""
+    from matplotlib.figure import Figure
+
+    confidence, predictions = probabilities.max(1)
+    wrong = (predictions != labels).nonzero().flatten()
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:32]
+    figure = Figure(figsize=(13, 8.6), layout="constrained")
+    for i, axes in enumerate(figure.subplots(4, 8).flat):
+        axes.axis("off")
+        if i < len(worst):
+            k = int(worst[i])
+            axes.imshow(images[k].permute(1, 2, 0))
+            true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
+            axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
+    figure.suptitle(f"most confidently wrong: {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
+    return png(figure)
+
+
+def evaluate(model: nn.Module, data_dir: Path, folder: Path) -> None:
+    """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
+    data = load_cifar10(data_dir)
+    logits, labels = logits_of(model, data.test_images), data.test_labels
+    loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
+    accuracy = 100 * predictions.eq(labels).float().mean().item()
+    matrix = confusion_matrix(labels, predictions)
+    print(f"\ntest loss {loss:.4f}, test accuracy {accuracy:.2f} % ({len(labels)} images, {data.source})")
+    print_table(
+        [["class", "accuracy %", "most often taken for"]]
+        + [
+            [name, f"{100 * row[i] / max(1, row.sum()):.2f}", CLASSES[row.index_fill(0, torch.tensor(i), -1).argmax()]]
+            for i, (name, row) in enumerate(zip(CLASSES, matrix, strict=True))
+        ]
+    )
+    write_picture(folder / "confusion.png", draw_confusion(matrix, accuracy))
+    write_picture(folder / "mistakes.png", draw_mistakes(data.test_images, labels, logits.softmax(1)))
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    write_file(path, content)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("path", type=Path, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
+    add("--evaluate", action="store_true", help="load the weights into their model and test it")
+    add("--against", type=Path, metavar="OTHER", help="a second folder or file, to be put beside the first")
+    add("--data-dir", type=Path, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
+    arguments = parser.parse_args()
+    try:
+        path = weights_file(arguments.path)
+        weights = read_weights(path)
+        parameters, other, names = parameters_of(weights), None, [str(arguments.path)]
+        if not parameters:
+            raise UserError(f"{path} holds no trained tensors")
+        if arguments.against:
+            other_path = weights_file(arguments.against)
+            other = parameters_of(read_weights(other_path))
+            names.append(str(arguments.against))
+            print_comparison(parameters, other, other_path)
+        else:
+            print_statistics(parameters)
+        model = recognise(weights, path) if arguments.evaluate else None
+        write_picture(path.parent / "weights.png", draw_weights(parameters, other, names))
+        if model is not None:
+            evaluate(model, arguments.data_dir, path.parent)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""inspect_weights.py on weights that the tests train, and on other people's and hostile files."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from conftest import FORKSERVER, ROOT, _child, environment, run_command
+
+import inspect_weights
+from common import LeNet, ResNet18
+from files import UserError
+
+
+@pytest.fixture
+def inspect(tmp_path: Path, data_dir: Path):
+    """Runs inspect_weights.py in a process of its own, forked from one that has imported torch."""
+
+    def inspect(*arguments: object) -> tuple[int, str, str]:
+        log = tmp_path / "inspect-log"
+        words = [str(word) for word in arguments]
+        process = FORKSERVER.Process(target=_child, args=("inspect_weights", words, log, environment(data_dir)))
+        process.start()
+        process.join(60)
+        return process.exitcode, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text()
+
+    return inspect
+
+
+@pytest.fixture
+def lenet(run, tmp_path: Path) -> Path:
+    out = tmp_path / "LeNet"
+    assert run("dropout_regularization", "--epochs", 1, "--output", out).code == 0
+    return out
+
+
+def test_a_runs_folder(lenet: Path) -> None:
+    done = run_command("python", ROOT / "inspect_weights.py", lenet)
+    assert done.code == 0, done.err
+    rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line[0] in "cft"}
+    weights = torch.load(lenet / "model.pth", weights_only=True)
+    assert list(rows) == [*weights, "total"]
+    weight = weights["fc1.weight"].numpy()
+    assert rows["fc1.weight"][1:3] == ["120x400", "48,000"]
+    share = 100 * np.mean(abs(weight) < 1e-3)
+    expected = [weight.mean(), weight.std(), weight.min(), weight.max(), share, np.linalg.norm(weight)]
+    assert [float(cell) for cell in rows["fc1.weight"][3:]] == pytest.approx(expected, abs=0.006)
+    assert rows["total"][1] == "62,006"
+    assert matplotlib.image.imread(lenet / "weights.png").shape[1] > 1000
+
+
+def test_evaluate_reports_what_the_run_did(inspect, lenet: Path) -> None:
+    from conftest import read_run
+
+    code, out, err = inspect(lenet, "--evaluate")
+    assert code == 0, err
+    history = read_run(lenet)["history"]
+    assert f"test loss {history['test_loss'][-1]:.4f}, test accuracy {history['test_accuracy'][-1]:.2f} %" in out
+    for name in ("confusion.png", "mistakes.png", "weights.png"):
+        assert matplotlib.image.imread(lenet / name).shape[1] > 500
+
+
+def test_confusion_matrix_counts_true_classes_in_rows() -> None:
+    matrix = inspect_weights.confusion_matrix(torch.tensor([0, 0, 3]), torch.tensor([0, 5, 3]))
+    assert matrix.sum() == 3 and matrix[0, 0] == matrix[0, 5] == matrix[3, 3] == 1
+
+
+def test_two_files_side_by_side(inspect, lenet: Path, tmp_path: Path) -> None:
+    weights = torch.load(lenet / "model.pth", weights_only=True)
+    weights["fc1.weight"] = weights["fc1.weight"] / 2
+    torch.save(weights, tmp_path / "half.pth")
+    code, out, err = inspect(lenet, "--against", tmp_path / "half.pth")
+    assert code == 0, err
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert rows["fc1.weight"][-2:] == ["0.5000", "0.5000"]
+    assert rows["fc2.weight"][-2:] == ["1.0000", "0.0000"]
+    assert (lenet / "weights.png").is_file()
+
+
+FOREIGN = {
+    "a plain state dict": lambda weights: weights,
+    "module. prefixes": lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+    "under net, with prefixes": lambda weights: {
+        "net": {f"module.{name}": tensor for name, tensor in weights.items()},
+        "acc": 93.5,
+        "epoch": 12,
+    },
+    "under model": lambda weights: {"model": weights},
+    "under state_dict": lambda weights: {"state_dict": weights, "optimizer": {"lr": 0.1}},
+    "under model_state_dict": lambda weights: {"model_state_dict": weights},
+    "bfloat16": lambda weights: {name: tensor.bfloat16() for name, tensor in weights.items()},
+    "float16": lambda weights: {name: tensor.half() for name, tensor in weights.items()},
+}
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+@pytest.mark.parametrize("model", [LeNet(0.5), ResNet18(4), ResNet18(6)], ids=["LeNet", "ResNet18-4", "ResNet18-6"])
+def test_other_peoples_files(tmp_path: Path, form: str, model: torch.nn.Module) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(FOREIGN[form](model.state_dict()), path)
+    weights = inspect_weights.read_weights(path)
+    recognised = inspect_weights.recognise(weights, path)
+    assert type(recognised) is type(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(recognised.state_dict()[name].float(), tensor.float(), atol=2e-2), name
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert inspect_weights.logits_of(recognised, images).shape == (4, 10)
+
+
+class Command:
+    """Runs a shell command when unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+def write_bad(what: str, path: Path, executed: Path) -> None:
+    command = Command(f"touch {executed}")
+    if what == "a pickled module":
+        torch.save(LeNet(), path)
+    elif what == "a pickle with a command":
+        path.write_bytes(pickle.dumps(command))
+    elif what == "a torch file with a command":
+        torch.save({"conv1.weight": torch.zeros(3), "x": command}, path)
+    elif what == "cut short":
+        torch.save(LeNet().state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif what == "text":
+        path.write_text("hello")
+    elif what == "a list":
+        torch.save([torch.zeros(3)], path)
+    elif what == "no tensors":
+        torch.save({"epoch": 3}, path)
+
+
+BAD = ("a pickled module", "a pickle with a command", "a torch file with a command", "cut short", "text", "a list")
+
+
+@pytest.mark.parametrize("what", [*BAD, "no tensors", "missing"])
+def test_anything_else_is_one_line_and_nothing_is_executed(inspect, tmp_path: Path, what: str) -> None:
+    path, executed = tmp_path / "weights.pth", tmp_path / "executed"
+    write_bad(what, path, executed)
+    code, out, err = inspect(path)
+    assert code == 1 and out == ""
+    assert len(err.splitlines()) == 1 and str(path) in err, err
+    assert ("expected" in err or "does not exist" in err) and not executed.exists()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"layer.weight": torch.zeros(2, 2)}, {"conv1.weight": torch.zeros(9999999, 1)}],
+    ids=["another ResNet", "another network", "an absurd width"],
+)
+def test_another_architecture_is_inspected_but_not_evaluated(inspect, tmp_path: Path, weights: dict) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    code, out, _ = inspect(path)
+    assert code == 0 and "total" in out and (tmp_path / "weights.png").is_file()
+    with pytest.raises(UserError, match="neither LeNet nor ResNet-18"):
+        inspect_weights.recognise(inspect_weights.read_weights(path), path)
+    code, _, err = inspect(path, "--evaluate")
+    assert code == 1 and len(err.splitlines()) == 1 and "expected" in err
+
+
+def test_weights_of_another_model_are_not_put_beside(inspect, lenet: Path, tmp_path: Path) -> None:
+    torch.save(ResNet18(4).state_dict(), tmp_path / "other.pth")
+    code, _, err = inspect(lenet, "--against", tmp_path / "other.pth")
+    assert code == 1 and len(err.splitlines()) == 1 and "same model" in err
+
+
+def test_it_needs_no_loss_json(inspect, lenet: Path, tmp_path: Path) -> None:
+    shutil.copy(lenet / "best_model.pth", tmp_path / "alone.pth")
+    code, out, _ = inspect(tmp_path / "alone.pth", "--evaluate")
+    assert code == 0 and "test accuracy" in out and (tmp_path / "confusion.png").is_file()
