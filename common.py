@@ -197,8 +197,9 @@ class LeNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(images)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        # The tutorial's ReLU comes before the pooling. The result is the same, for a quarter of the work.
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
         x = self.dropout(F.relu(self.fc2(x)))
         return self.fc3(x)
@@ -379,6 +380,7 @@ def parallel_model(model: nn.Module, execution: Execution) -> nn.Module:
 # --- Training and evaluation ------------------------------------------------------------------
 
 CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
+NATIVE_BATCH_SIZE = 4  # up to here PyTorch's own convolutions take less time on the CPU than oneDNN's
 EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
 TRAIN_EVALUATION_IMAGES = 10_000
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
@@ -397,8 +399,9 @@ def learning_rate(settings: Settings, epoch: int) -> float:
 
 def normalise(images: Tensor, model: nn.Module) -> Tensor:
     """uint8 (N, 3, 32, 32) -> float32, less the model's channel means, over its standard deviations, in its layout."""
-    mean, std = (255 * torch.tensor(x, device=images.device)[:, None, None] for x in (model.mean, model.std))
-    images = images.float().sub_(mean).div_(std)
+    # Filled on the device, since a copy from the host would make it wait for a GPU.
+    fill = [[torch.full((1, 1), 255 * x, device=images.device) for x in values] for values in (model.mean, model.std)]
+    images = images.float().sub_(torch.stack(fill[0])).div_(torch.stack(fill[1]))
     in_channels_last = model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     return images.to(memory_format=torch.channels_last) if in_channels_last else images
 
@@ -451,10 +454,13 @@ def train_chunk(
     `weights` scale a batch's sum to the loss that is minimised, the mean over the whole batch.
     """
     losses = []
+    parameters = list(model.parameters())
+    autocast = torch.autocast(weights[0].device.type, torch.bfloat16, enabled=precision == "bf16")
     for (images, labels), weight in zip(batches, weights, strict=True):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast:
             loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
         loss.backward(weight)
         optimizer.step()
         losses.append(loss.detach())
@@ -535,8 +541,7 @@ def train(
         bar = tqdm(total=count, initial=min(step * size, count), disable=hidden, **about)
         try:
             started = time.perf_counter()
-            # At such small batches oneDNN takes longer to set up than PyTorch's own convolutions to run.
-            torch.backends.mkldnn.enabled = size > 4
+            torch.backends.mkldnn.enabled = size > NATIVE_BATCH_SIZE
             for batches, sizes in epoch_chunks(data, settings, model, epoch, step, execution):
                 check()
                 chunk = train_chunk(parallel, optimizer, batches, [weights[n] for n in sizes], execution.precision)

@@ -135,7 +135,7 @@ DAMAGED = {
 
 
 def without_epochs(run: dict) -> dict:
-    return run | {"history": dict.fromkeys(run["history"], [])}
+    return run | {"history": {name: [] for name in run["history"]}}
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -175,7 +175,7 @@ def test_model_choice() -> None:
     lenets = [invented(LENET, best=60), invented(LENET, best=64, lr=0.005)]
     assert verdicts(*lenets, invented(RESNET, best=90))[0][0] == "holds"
     assert verdicts(*lenets, invented(RESNET, best=66))[0][0] == "is contradicted"
-    verdict, evidence = verdicts(*lenets, invented(RESNET, best=90))[0]
+    _, evidence = verdicts(*lenets, invented(RESNET, best=90))[0]
     assert "26.00 points" in evidence and "4.00 points" in evidence
     assert verdicts(*lenets)[0] == ("can't be judged", "missing: a ResNet-18 run (resnet_model.py).")
     assert verdicts(lenets[0], invented(RESNET))[0][0] == "can't be judged"
@@ -215,4 +215,5 @@ def test_parallel() -> None:
     slower["result"]["images_per_second"] = 1000
     assert verdicts(one, slower)[3][0] == "is contradicted"
     assert verdicts(one)[3][0] == "can't be judged"
-    assert verdicts(one, invented(LENET, parallel="DataParallel", world_size=4, device="gpu"))[3][0] == "can't be judged"
+    elsewhere = invented(LENET, parallel="DataParallel", world_size=4, device="gpu")
+    assert verdicts(one, elsewhere)[3][0] == "can't be judged"

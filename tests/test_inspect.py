@@ -155,7 +155,11 @@ def test_anything_else_is_one_line_and_nothing_is_executed(inspect, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "weights",
-    [{"conv1.weight": torch.zeros(64, 3, 7, 7)}, {"layer.weight": torch.zeros(2, 2)}, {"conv1.weight": torch.zeros(9999999, 1)}],
+    [
+        {"conv1.weight": torch.zeros(64, 3, 7, 7)},
+        {"layer.weight": torch.zeros(2, 2)},
+        {"conv1.weight": torch.zeros(9999999, 1)},
+    ],
     ids=["another ResNet", "another network", "an absurd width"],
 )
 def test_another_architecture_is_inspected_but_not_evaluated(inspect, tmp_path: Path, weights: dict) -> None:

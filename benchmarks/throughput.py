@@ -1,0 +1,216 @@
+"""How fast is the training pipeline, beside the conventional loop that most scripts have?
+
+    python benchmarks/throughput.py
+
+Takes a few minutes, on the synthetic data, on the CPU and on a GPU if there is one. The conventional loop:
+a dataset of PIL images, transforms image by image, a DataLoader with 2 workers, float32, `.item()`
+after every step. Both are measured in turns, a part of an epoch each time; numbers are medians.
+Measure while nothing else runs, and trust the ratios more than the images/s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import common
+import original_version_model
+import original_version_model_multigpu
+import resnet_model
+from synthetic import synthetic_images
+
+ROUNDS = 5
+CASES = {  # the settings, and about how many seconds each measurement lasts
+    "LeNet, batch size 4": (original_version_model.SETTINGS, 1.5),
+    "LeNet, batch size 128": (original_version_model_multigpu.SETTINGS, 1.5),
+    "ResNet-18, batch size 128": (resnet_model.SETTINGS, 4.0),
+}
+
+
+class Images(Dataset):
+    """The training images as PIL images, as torchvision's CIFAR10 hands them out."""
+
+    def __init__(self, data: common.Data, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.images = data.train_images.permute(0, 2, 3, 1).cpu().numpy()
+        self.labels = data.train_labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+def conventional_steps(settings: common.Settings, data: common.Data, device: torch.device) -> Iterator[int]:
+    """Endless steps of the conventional loop; yields each one's images."""
+    model = common.build_model(settings, torch.device("cpu")).to(device, memory_format=torch.contiguous_format)
+    extra = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if settings.augment else []
+    transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(model.mean, model.std)])
+    loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
+    options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    optimizer, criterion = torch.optim.SGD(model.parameters(), settings.lr, **options), nn.CrossEntropyLoss()
+    running_loss = 0.0
+    while True:
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            loss = criterion(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            running_loss += loss.item()
+            yield len(labels)
+
+
+def pipeline_steps(
+    settings: common.Settings, data: common.Data, execution: common.Execution, preparing: list[float]
+) -> Iterator[int]:
+    """Endless chunks of this project's pipeline, with what `train` does between them.
+
+    Yields each chunk's images, and appends the seconds that it took to prepare to `preparing`.
+    """
+    model = common.build_model(settings, execution.device)
+    options = {"weight_decay": settings.weight_decay, "fused": True}
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, **options)
+    weight = torch.tensor(1 / settings.batch_size, device=execution.device)
+    bar = tqdm(disable=True)
+    epoch = 0
+    while True:
+        epoch += 1
+        chunks = common.epoch_chunks(data, settings, model, epoch, 0, execution)
+        while True:
+            started = time.perf_counter()
+            chunk = next(chunks, None)
+            preparing.append(time.perf_counter() - started)
+            if chunk is None:
+                break
+            batches, sizes = chunk
+            losses = common.train_chunk(model, optimizer, batches, [weight] * len(batches), execution.precision)
+            if execution.device.type == "cpu":
+                common.check_finite(losses, 1, 0)
+                bar.set_postfix(loss=f"{losses.sum() / sum(sizes):.3f}", refresh=False)
+            yield sum(sizes)
+
+
+def bare_steps(settings: common.Settings, data: common.Data, execution: common.Execution) -> Iterator[int]:
+    """Endless steps of forward, backward and update alone, on batches that are ready."""
+    model = common.build_model(settings, execution.device)
+    options = {"weight_decay": settings.weight_decay, "fused": True}
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, **options)
+    batches, _ = next(common.epoch_chunks(data, settings, model, 1, 0, execution))
+    bf16, parameters = execution.precision == "bf16", list(model.parameters())
+    while True:
+        for images, labels in batches:
+            with torch.autocast(execution.device.type, torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(images).float(), labels)
+            for parameter in parameters:
+                parameter.grad = None
+            loss.backward()
+            optimizer.step()
+            yield len(labels)
+
+
+def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float:
+    """images/s over about that many seconds."""
+    images, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        images += next(steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return images / (time.perf_counter() - started)
+
+
+def step_flops(settings: common.Settings, execution: common.Execution) -> float:
+    """Floating-point operations per image of forward and backward, as PyTorch counts them."""
+    model = common.build_model(settings, execution.device)
+    images = torch.randn(4, 3, 32, 32, device=execution.device)
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    return counter.get_total_flops() / 4
+
+
+def matrix_product_flops(execution: common.Execution) -> float:
+    """FLOP/s of a large matrix product in the execution's precision, at best."""
+    size = 4096 if execution.device.type == "cpu" else 8192
+    kind = torch.bfloat16 if execution.precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=execution.device).to(kind) for _ in range(2))
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        (a @ b).sum().item()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
+
+
+def main() -> None:
+    arrays = [torch.from_numpy(array) for array in synthetic_images()]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads")
+    lines = []
+    progress = tqdm(total=len(devices) * len(CASES) * ROUNDS, disable=None, leave=False, unit=" rounds")
+    for device_name in devices:
+        for name, (stated, seconds) in CASES.items():
+            settings = dataclasses.replace(stated, device=device_name, data_parallel=False)
+            execution = common.start_execution(settings)
+            device = execution.device
+            data = common.Data(*(array.to(device) for array in arrays), "synthetic", "synthetic.py")
+            prepared: list[float] = []
+            native = device.type == "cpu" and settings.batch_size <= common.NATIVE_BATCH_SIZE
+            rows = {
+                "conventional": (conventional_steps(settings, data, device), False),
+                "pipeline": (pipeline_steps(settings, data, execution, prepared), native),
+                "bare": (bare_steps(settings, data, execution), native),
+            }
+            rates: dict[str, list[float]] = {row: [] for row in rows}
+            preparing, products = [], []
+            for round_ in range(ROUNDS + 1):  # the first one warms up
+                progress.set_description(f"{device}: {name}")
+                for row, (steps, use_native) in rows.items():
+                    torch.backends.mkldnn.enabled = not use_native
+                    prepared.clear()
+                    rates[row].append(measure(steps, seconds if round_ else seconds / 4, device))
+                    torch.backends.mkldnn.enabled = True
+                    if row == "pipeline":
+                        preparing.append(100 * sum(prepared) / seconds)
+                if "ResNet" in name:
+                    products.append(matrix_product_flops(execution))
+                progress.update(round_ > 0)
+            conventional, pipeline = (statistics.median(rates[row][1:]) for row in ("conventional", "pipeline"))
+            shares = [100 * (1 - p / b) for p, b in zip(rates["pipeline"][1:], rates["bare"][1:], strict=True)]
+            line = [device_name, name, execution.precision, f"{conventional:.0f}", f"{pipeline:.0f}"]
+            ratios = [p / c for p, c in zip(rates["pipeline"][1:], rates["conventional"][1:], strict=True)]
+            line += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
+            line.append(f"{statistics.median(shares):.1f}")
+            line.append(f"{statistics.median(preparing[1:]):.1f}")
+            flops = ""
+            if products:
+                achieved, product = step_flops(settings, execution) * pipeline, statistics.median(products[1:])
+                flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
+            lines.append([*line, flops])
+    progress.close()
+    head = ["device", "case", "precision", "conventional images/s", "pipeline images/s", "ratio"]
+    head += ["% outside the step", "% preparing", "of a matrix product"]
+    for line in [head, ["---"] * len(head), *lines]:
+        print("| " + " | ".join(line) + " |")
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
