@@ -470,7 +470,7 @@ def train_chunk(
 def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, execution: Execution, check: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in per cent, in eval mode, over all execution.
+    """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
 
     Images uint8 (N, 3, 32, 32), labels int64 (N,); `check` is called before each batch.
     """
@@ -578,8 +578,7 @@ def train(
             print(
                 f"epoch {epoch:3}/{settings.epochs}  train loss {row[1]:.4f}  test loss {test[0]:.4f}  "
                 f"train accuracy {train_accuracy:.2f} %  test accuracy {test[1]:.2f} %  "
-                f"{seconds:.1f} s  {count / seconds:.0f} images/s",
-                flush=True,
+                f"{seconds:.1f} s  {count / seconds:.0f} images/s"
             )
         save(state)
     return state
@@ -731,8 +730,9 @@ def run(settings: Settings, stated: Settings) -> None:
         state = from_rank_0(starting_state(folder, settings, dataset) if first else None)
 
         data = dataclasses.replace(data, **{name: getattr(data, name).to(device) for name in ARRAYS})
-        torch.set_float32_matmul_precision("high")  # TF32, on the GPUs that have it
-        torch.backends.cudnn.benchmark = True
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+            torch.backends.cudnn.benchmark = True
         model = build_model(settings, device)
         optimizer = torch.optim.SGD(
             model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
@@ -779,6 +779,7 @@ def main(stated: Settings, description: str | None) -> None:
 
     Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 130 after Ctrl-C; 143 after SIGTERM.
     """
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch when it ends
     try:
         run(parse_arguments(stated, description), stated)
     except UserError as error:
@@ -787,3 +788,9 @@ def main(stated: Settings, description: str | None) -> None:
         sys.exit(128 + interruption.args[0])
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        if re.search("out of memory|allocate memory|not enough memory", str(error)):
+            sys.exit("error: there is not enough memory: try a smaller --batch-size or --width")
+        if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
+            sys.exit("error: the connection to another process is lost; its own message says why")
+        raise

@@ -88,7 +88,7 @@ def test_a_killed_worker_is_started_again_and_goes_on(tmp_path: Path, data_dir: 
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
     assert run(script, *arguments, "--output", whole).code == 0
     running = start_torchrun(
-        script, *arguments, "--output", out, log=log, data_dir=data_dir, options=("--max-restarts=1",)
+        script, *arguments, "--output", out, log=log, data_dir=data_dir, options=("--max-restarts=3",)
     )
     while not (out / "checkpoint.pth").exists():
         assert running.poll() is None, log.read_text()

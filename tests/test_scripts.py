@@ -197,3 +197,9 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
     done = run_command("script", "-qec", command, os.devnull)
     assert done.code == 0
     assert "images/s" in done.out and "loss=" in done.out and "epoch 1/1" in done.out
+
+
+def test_a_model_that_does_not_fit_into_memory_is_one_line(run, tmp_path: Path) -> None:
+    done = run("resnet_model", "--width", 1_000_000, "--device", "cpu", "--output", tmp_path / "out")
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1 and "--width" in done.err, done.err

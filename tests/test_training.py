@@ -32,7 +32,7 @@ def train(settings: common.Settings, data: common.Data) -> tuple[dict, torch.nn.
     "settings",
     [
         dataclasses.replace(LENET, epochs=150, batch_size=20, lr=0.02),
-        dataclasses.replace(RESNET, epochs=15, batch_size=20, lr=0.05, width=8, augment=False),
+        dataclasses.replace(RESNET, epochs=40, batch_size=20, lr=0.01, width=8, augment=False),
     ],
     ids=["LeNet", "ResNet18"],
 )
