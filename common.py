@@ -380,7 +380,7 @@ def parallel_model(model: nn.Module, execution: Execution) -> nn.Module:
 # --- Training and evaluation ------------------------------------------------------------------
 
 CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
-NATIVE_BATCH_SIZE = 4  # up to here PyTorch's own convolutions take less time on the CPU than oneDNN's
+TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
 TRAIN_EVALUATION_IMAGES = 10_000
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
@@ -488,6 +488,12 @@ def evaluate(
     return loss / len(labels), 100 * correct / len(labels)
 
 
+def use_tiny_steps(tiny: bool, threads: int) -> None:
+    """What is fastest on the CPU for tiny batches, or `threads` and oneDNN for all others."""
+    torch.set_num_threads(1 if tiny else threads)
+    torch.backends.mkldnn.enabled = not tiny
+
+
 def check_finite(losses: Tensor, epoch: int, step: int) -> None:
     """UserError that names the step, counted on from `step`, at which a loss is NaN or infinite."""
     finite = losses.isfinite().cpu()
@@ -529,7 +535,7 @@ def train(
     count, size, device = len(data.train_labels), settings.batch_size, execution.device
     evaluated = slice(0, None, -(-count // TRAIN_EVALUATION_IMAGES))  # spread over the classes
     weights = {n: torch.tensor(execution.world_size / n, device=device) for n in {size, count % size or size}}
-    parallel = parallel_model(model, execution)
+    parallel, threads = parallel_model(model, execution), torch.get_num_threads()
     model.train()
     for epoch in range(state["epoch"], settings.epochs + 1):
         step, seconds = state["step"], state["seconds"]
@@ -541,7 +547,7 @@ def train(
         bar = tqdm(total=count, initial=min(step * size, count), disable=hidden, **about)
         try:
             started = time.perf_counter()
-            torch.backends.mkldnn.enabled = size > NATIVE_BATCH_SIZE
+            use_tiny_steps(size <= TINY_BATCH_SIZE, threads)
             for batches, sizes in epoch_chunks(data, settings, model, epoch, step, execution):
                 check()
                 chunk = train_chunk(parallel, optimizer, batches, [weights[n] for n in sizes], execution.precision)
@@ -554,7 +560,7 @@ def train(
                 started, seconds = time.perf_counter(), seconds + time.perf_counter() - started
             epoch_losses = total(torch.cat(losses))
             seconds += time.perf_counter() - started
-            torch.backends.mkldnn.enabled = True
+            use_tiny_steps(False, threads)
             check_finite(epoch_losses, epoch, 0)
             bar.close()
             train_part = data.train_images[evaluated], data.train_labels[evaluated]

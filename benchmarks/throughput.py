@@ -163,7 +163,7 @@ def main() -> None:
     arrays = [torch.from_numpy(array) for array in synthetic_images()]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads")
-    lines = []
+    lines, threads = [], torch.get_num_threads()
     progress = tqdm(total=len(devices) * len(CASES) * ROUNDS, disable=None, leave=False, unit=" rounds")
     for device_name in devices:
         for name, (stated, seconds) in CASES.items():
@@ -172,21 +172,21 @@ def main() -> None:
             device = execution.device
             data = common.Data(*(array.to(device) for array in arrays), "synthetic", "synthetic.py")
             prepared: list[float] = []
-            native = device.type == "cpu" and settings.batch_size <= common.NATIVE_BATCH_SIZE
+            tiny = device.type == "cpu" and settings.batch_size <= common.TINY_BATCH_SIZE
             rows = {
                 "conventional": (conventional_steps(settings, data, device), False),
-                "pipeline": (pipeline_steps(settings, data, execution, prepared), native),
-                "bare": (bare_steps(settings, data, execution), native),
+                "pipeline": (pipeline_steps(settings, data, execution, prepared), tiny),
+                "bare": (bare_steps(settings, data, execution), tiny),
             }
             rates: dict[str, list[float]] = {row: [] for row in rows}
             preparing, products = [], []
             for round_ in range(ROUNDS + 1):  # the first one warms up
                 progress.set_description(f"{device}: {name}")
-                for row, (steps, use_native) in rows.items():
-                    torch.backends.mkldnn.enabled = not use_native
+                for row, (steps, is_tiny) in rows.items():
+                    common.use_tiny_steps(is_tiny, threads)
                     prepared.clear()
                     rates[row].append(measure(steps, seconds if round_ else seconds / 4, device))
-                    torch.backends.mkldnn.enabled = True
+                    common.use_tiny_steps(False, threads)
                     if row == "pipeline":
                         preparing.append(100 * sum(prepared) / seconds)
                 if "ResNet" in name:

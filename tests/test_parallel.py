@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, read_run, run_command, same_losses, weights_of
+from conftest import ROOT, environment, read_run, run_command, weights_of
 
 # 100 images: batches of 33 leave one of a single image, which two of three processes get nothing of.
 SCRIPTS = {
@@ -84,7 +84,7 @@ def workers(of: int) -> list[int]:
 
 
 def test_a_killed_worker_is_started_again_and_goes_on(tmp_path: Path, data_dir: Path, run) -> None:
-    script, *arguments = "original_version_model", "--epochs", 40
+    script, *arguments = "original_version_model", "--epochs", 20
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
     assert run(script, *arguments, "--output", whole).code == 0
     running = start_torchrun(
@@ -96,7 +96,7 @@ def test_a_killed_worker_is_started_again_and_goes_on(tmp_path: Path, data_dir: 
     os.kill(workers(running.pid)[-1], signal.SIGKILL)
     assert running.wait(100) == 0, log.read_text()
     assert "resuming at epoch" in log.read_text()
-    assert read_run(out)["history"]["epoch"] == list(range(1, 41))
+    assert read_run(out)["history"]["epoch"] == list(range(1, 21))
     assert read_run(out)["history"]["test_loss"] == pytest.approx(read_run(whole)["history"]["test_loss"], rel=1e-3)
 
 
@@ -113,10 +113,3 @@ def test_a_signal_to_torchrun_saves(tmp_path: Path, data_dir: Path, run, number:
     assert "stopped by signal" in log.read_text()
     done = run(script, "--epochs", 400, "--lr", 1, "--output", out, "--resume")
     assert "lr 0.001 -> 1.0" in done.err  # the checkpoint is whole
-
-
-def test_two_runs_of_torchrun_are_the_same(tmp_path: Path, data_dir: Path) -> None:
-    for name in ("a", "b"):
-        done = torchrun(2, "dropout_regularization", "--epochs", 1, "--output", tmp_path / name, data_dir=data_dir)
-        assert done.code == 0, done.err
-    assert same_losses(tmp_path / "a", tmp_path / "b")

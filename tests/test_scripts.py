@@ -59,8 +59,8 @@ def test_the_stated_settings_are_those_of_the_experiments() -> None:
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS)
-def test_help_shows_every_flag_with_its_default(script: str) -> None:
-    done = run_command("python", ROOT / f"{script}.py", "--help")
+def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
+    done = run(script, "--help")
     assert done.code == 0
     settings = __import__(script).SETTINGS
     own = "dropout" if settings.model == "LeNet" else "width"
