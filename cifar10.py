@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from files import UserError, locked, write_file
+from files import TEMPORARY, UserError, locked, write_file
 
 DATA_DIR = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent / "data")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -166,10 +166,11 @@ def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float 
     from torchvision.datasets.utils import download_url
 
     failures = []
+    before, after = TEMPORARY.format("/").split("/")
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)  # torchvision sets none: a dead host would hang for ever
     try:
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".", suffix=".tmp") as folder:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=before, suffix=after) as folder:
             for url in mirrors:
                 print(f"downloading {url}", file=sys.stderr)
                 try:

@@ -14,6 +14,8 @@ from pathlib import Path
 import filelock
 import torch
 
+TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead runs' are deleted
+
 
 class UserError(Exception):
     """Something the person at the keyboard can put right: shown as one line, exit code 1."""
@@ -36,7 +38,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         print(f"waiting for {process}, which is preparing {folder}", file=sys.stderr)
         lock.acquire()
     try:
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.glob(TEMPORARY.format("*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         holder.write_text(str(os.getpid()))
         yield
@@ -47,7 +49,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; UserError that names it if the disk is full, say."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(TEMPORARY.format(path.name))
     try:
         with open(temporary, "wb") as file:
             file.write(content)

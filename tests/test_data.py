@@ -315,11 +315,12 @@ def test_a_failed_download_names_the_mirror_and_leaves_nothing(tmp_path: Path, s
 
 
 def test_what_a_killed_download_leaves_is_removed(own_data_dir: Path) -> None:
-    (own_data_dir / ".abc.tmp").mkdir()
-    (own_data_dir / ".abc.tmp" / cifar10.ARCHIVE).write_text("half")
-    (own_data_dir / ".cifar10-cache.npz.tmp").write_text("half")
+    (own_data_dir / ".cifar10-abc.tmp").mkdir()
+    (own_data_dir / ".cifar10-abc.tmp" / cifar10.ARCHIVE).write_text("half")
+    (own_data_dir / ".cifar10-cifar10-cache.npz.tmp").write_text("half")
+    (own_data_dir / ".somebody-elses.tmp").write_text("stays")
     load_cifar10(own_data_dir)
-    assert list(own_data_dir.glob(".*.tmp")) == []
+    assert [path.name for path in own_data_dir.glob(".*.tmp")] == [".somebody-elses.tmp"]
 
 
 # --- The stand-in
