@@ -58,6 +58,16 @@ def own_data_dir(tmp_path: Path) -> Path:
     return make_image_folder(tmp_path / "data", 2, 1)
 
 
+class Command:
+    """Runs a shell command when unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
 @dataclass(frozen=True)
 class Finished:
     code: int

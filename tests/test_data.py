@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import io
-import os
 import pickle
 import shutil
 import tarfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_image_folder
+from conftest import Command, make_image_folder
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -134,16 +133,6 @@ def test_a_damaged_cache_is_built_again_and_never_executed(own_data_dir: Path, t
     assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
     assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
     assert not (tmp_path / "executed").exists()
-
-
-class Command:
-    """Runs a shell command when unpickled."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple:
-        return os.system, (self.command,)
 
 
 def add_class(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """inspect_weights.py on weights that the tests train, and on other people's and hostile files."""
 
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import FORKSERVER, ROOT, _child, environment, run_command
+from conftest import FORKSERVER, ROOT, Command, _child, environment, run_command
 
 import inspect_weights
 from common import LeNet, ResNet18
@@ -109,16 +108,6 @@ def test_other_peoples_files(tmp_path: Path, form: str, model: torch.nn.Module) 
         assert torch.allclose(recognised.state_dict()[name].float(), tensor.float(), atol=2e-2), name
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert inspect_weights.logits_of(recognised, images).shape == (4, 10)
-
-
-class Command:
-    """Runs a shell command when unpickled."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple:
-        return os.system, (self.command,)
 
 
 def write_bad(what: str, path: Path, executed: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment, read_run, same_losses, same_weights
+from conftest import ROOT, Command, environment, read_run, same_losses, same_weights
 
 import files
 from files import UserError
@@ -174,16 +174,6 @@ def test_an_annealed_run_may_not(start, run, tmp_path: Path) -> None:
     script.process.join()
     done = run(*RESNET[:2], 9, *RESNET[3:], "--output", tmp_path / "out", "--resume")
     assert done.code == 1 and "epochs 3 -> 9" in done.err
-
-
-class Command:
-    """Runs a shell command when unpickled."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple:
-        return os.system, (self.command,)
 
 
 @pytest.mark.parametrize("what", ["cut short", "foreign", "empty", "a pickle", "a torch file with a command"])
