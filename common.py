@@ -21,6 +21,7 @@ import signal
 import sys
 import textwrap
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -329,10 +330,32 @@ def start_execution(settings: Settings) -> Execution:
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise UserError(f"there is no {name}: start at most {torch.cuda.device_count()} processes per machine")
         torch.cuda.set_device(name)
-    # Two hours, since the others wait while rank 0 may be downloading.
-    dist.init_process_group("gloo" if name == "cpu" else "cpu:gloo,cuda:nccl", timeout=timedelta(hours=2))
-    ranks = dist.get_rank(), dist.get_world_size()
-    return Execution(torch.device(name), precision, "DistributedDataParallel", *ranks)
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    backend = "gloo" if name == "cpu" else "cpu:gloo,cuda:nccl"
+    wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
+    store = unused_store(store, rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
+    return Execution(torch.device(name), precision, "DistributedDataParallel", rank, world_size)
+
+
+def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """The part of torchrun's store that only these processes use.
+
+    torchrun keeps its store when it starts failed processes again, so that they would read the addresses of the dead
+    ones, and wait for them. The processes of one start therefore agree on a name that is new, and put it before all
+    keys. (torchrun's own count of restarts is no such name: it differs between machines.)
+    """
+    name = uuid.uuid4().hex
+    store.set(f"rank {rank}", name)
+    if rank == 0:
+        for other in range(1, world_size):
+            while not store.check([f"{name} {other}"]):  # until then `other` may still be a dead process's name
+                store.set(store.get(f"rank {other}").decode(), name)
+                time.sleep(0.02)
+    else:
+        name = store.get(name).decode()
+        store.set(f"{name} {rank}", "")
+    return dist.PrefixStore(name, store)
 
 
 def choose_precision(settings: Settings, device: str) -> str:
