@@ -196,7 +196,7 @@ def draw_comparison(groups: list[Group], title: str) -> bytes:
             mean, deviation = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else 0
             panel.plot(where, mean, line, color=colour, label=group.label, marker="o" if epochs == 1 else "")
             panel.fill_between(where, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3) if over_time else (1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
     handles, labels = axes[0].get_legend_handles_labels()
