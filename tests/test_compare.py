@@ -201,6 +201,8 @@ def test_regularisation() -> None:
     assert verdicts(*plain, *seeds(L2, (15, 16, 17)), *seeds(DROPOUT, (15, 16, 17)))[2][0] == "is contradicted"
     verdict, evidence = verdicts(*plain, *seeds(L2, (5, 6, 7)))[2]
     assert verdict == "can't be judged" and "dropout" in evidence
+    # A single run with each setting tells nothing within a point.
+    assert verdicts(plain[0], *seeds(L2, (9.5,)), *seeds(DROPOUT, (1,)))[2][0] == "holds in part"
     # Other settings must be the same.
     other = [*seeds(L2, (5, 6), epochs=7), *seeds(DROPOUT, (5, 6), epochs=7)]
     assert verdicts(*plain, *other)[2][0] == "can't be judged"
