@@ -21,10 +21,8 @@ import signal
 import sys
 import textwrap
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,7 @@ from tqdm import tqdm
 
 from cifar10 import ARRAYS, DATA_DIR, Data, DataUnavailable, load_cifar10
 from files import UserError, locked, read_torch, write_file, write_torch
+from processes import BatchNorm2d, from_rank_0, join_processes, leave_processes, total
 
 HERE = Path(__file__).resolve().parent
 
@@ -206,46 +205,6 @@ class LeNet(nn.Module):
         return self.fc3(x)
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of every process's tensor, with its gradient."""
-
-    @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.apply(gradient)
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are the global batch's, also where processes share it out.
-
-    Normalising each process's share by itself would give ResNet-18 other statistics, and so other
-    weights, than a single process. `nn.SyncBatchNorm` does the same on GPUs, and there replaces
-    this class, but refuses to run on the CPU. Images (N, C, H, W); a share may be empty.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized()):
-            return super().forward(x)
-        values = x.float()
-        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([values.numel() / values.shape[1]])])
-        sums = SumOverProcesses.apply(sums)
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centred = values - mean[:, None, None]
-        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, (N, C, H, W) -> (N, channels, H/stride, W/stride)."""
 
@@ -323,39 +282,8 @@ def start_execution(settings: Settings) -> Execution:
     if not dist.is_torchelastic_launched():
         several = settings.data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"--device {name} can't be shared by torchrun's processes: use --device cpu or cuda")
-    if name == "cuda":
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            raise UserError(f"there is no {name}: start at most {torch.cuda.device_count()} processes per machine")
-        torch.cuda.set_device(name)
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    backend = "gloo" if name == "cpu" else "cpu:gloo,cuda:nccl"
-    wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
-    store = unused_store(store, rank, world_size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
+    name, rank, world_size = join_processes(name)
     return Execution(torch.device(name), precision, "DistributedDataParallel", rank, world_size)
-
-
-def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """The part of torchrun's store that only these processes use.
-
-    torchrun keeps its store when it starts failed processes again, so that they would read the addresses of the dead
-    ones, and wait for them. The processes of one start therefore agree on a name that is new, and put it before all
-    keys. (torchrun's own count of restarts is no such name: it differs between machines.)
-    """
-    name = uuid.uuid4().hex
-    store.set(f"rank {rank}", name)
-    if rank == 0:
-        for other in range(1, world_size):
-            while not store.check([f"{name} {other}"]):  # until then `other` may still be a dead process's name
-                store.set(store.get(f"rank {other}").decode(), name)
-                time.sleep(0.02)
-    else:
-        name = store.get(name).decode()
-        store.set(f"{name} {rank}", "")
-    return dist.PrefixStore(name, store)
 
 
 def choose_precision(settings: Settings, device: str) -> str:
@@ -369,24 +297,8 @@ def choose_precision(settings: Settings, device: str) -> str:
     return "bf16" if device == "cpu" and fast else "fp32"
 
 
-def from_rank_0(value: object) -> object:
-    """Rank 0's value, on every rank: other machines need no copy of the data or the checkpoint."""
-    box = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box)
-    return box[0]
-
-
-def total(values: Tensor) -> Tensor:
-    """The sum of every process's `values`, on the CPU."""
-    values = values.cpu()
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
-
-
 def parallel_model(model: nn.Module, execution: Execution) -> nn.Module:
-    """`model`, whose own parameters are trained, wrapped for several GPUs or execution.
+    """`model`, whose own parameters are trained, wrapped for several GPUs or processes.
 
     `DataParallel` copies the model to the GPUs at every step and splits the batch among them;
     `DistributedDataParallel` has one process per GPU, which exchange nothing but gradients.
@@ -798,9 +710,7 @@ def run(settings: Settings, stated: Settings) -> None:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             write_results(folder, run_record(settings, data, execution, parameters, state), model, state["best_model"])
             sys.stderr.write(warning)
-    if dist.is_initialized():
-        dist.barrier()  # while rank 0 writes the results; a process that leaves early may crash at its exit
-        dist.destroy_process_group()
+    leave_processes()
 
 
 def main(stated: Settings, description: str | None) -> None:

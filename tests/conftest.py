@@ -76,9 +76,10 @@ class Finished:
 
 
 def environment(data_dir: Path | None) -> dict[str, str]:
-    """One thread, no way to the network, and the data set to use."""
+    """This interpreter's python and torchrun, one thread, no way to the network, and the data set to use."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     nowhere = "http://127.0.0.1:9"
-    changes = {"OMP_NUM_THREADS": "1", "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": ""}
+    changes = {"PATH": path, "OMP_NUM_THREADS": "1", "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": ""}
     if data_dir is not None:
         changes["CIFAR10_DIR"] = str(data_dir)
     return {**os.environ, **changes}

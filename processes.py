@@ -1,0 +1,120 @@
+"""The processes that torchrun started: how they meet, what they exchange, and BatchNorm over all of them.
+
+A process that was started without torchrun is alone, and nothing here has an effect.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from files import UserError
+
+
+def join_processes(device: str) -> tuple[str, int, int]:
+    """Meet the other processes; this one's device, its rank, and their number.
+
+    `device` is "cpu" or "cuda", or something else for a UserError, as is having fewer GPUs than processes.
+    """
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device} can't be shared by torchrun's processes: use --device cpu or cuda")
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise UserError(f"there is no {device}: start at most {torch.cuda.device_count()} processes per machine")
+        torch.cuda.set_device(device)
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
+    store = unused_store(store, rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
+    return device, rank, world_size
+
+
+def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """The part of torchrun's store that only these processes use.
+
+    torchrun keeps its store when it starts failed processes again, so that they would read the addresses of the dead
+    ones, and wait for them. The processes of one start therefore agree on a name that is new, and put it before all
+    keys. (torchrun's own count of restarts is no such name: it differs between machines.)
+    """
+    name = uuid.uuid4().hex
+    store.set(f"rank {rank}", name)
+    if rank == 0:
+        for other in range(1, world_size):
+            while not store.check([f"{name} {other}"]):  # until then `other` may still be a dead process's name
+                store.set(store.get(f"rank {other}").decode(), name)
+                time.sleep(0.02)
+    else:
+        name = store.get(name).decode()
+        store.set(f"{name} {rank}", "")
+    return dist.PrefixStore(name, store)
+
+
+def leave_processes() -> None:
+    """Wait until rank 0 has written the results: a process that leaves early may crash at its exit."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def from_rank_0(value: object) -> object:
+    """Rank 0's value, on every rank: other machines need no copy of the data or the checkpoint."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of every process's `values`, on the CPU."""
+    values = values.cpu()
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of every process's tensor, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.apply(gradient)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics are the global batch's, also where processes share it out.
+
+    Normalising each process's share by itself would give ResNet-18 other statistics, and so other
+    weights, than a single process. `nn.SyncBatchNorm` does the same on GPUs, and there replaces
+    this class, but refuses to run on the CPU. Images (N, C, H, W); a share may be empty.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        values = x.float()
+        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([values.numel() / values.shape[1]])])
+        sums = SumOverProcesses.apply(sums)
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = values - mean[:, None, None]
+        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
