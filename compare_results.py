@@ -19,6 +19,7 @@ import os
 import re
 import statistics
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +201,7 @@ def draw_comparison(groups: list[Group], title: str) -> bytes:
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
     handles, labels = axes[0].get_legend_handles_labels()
+    labels = [textwrap.fill(label.replace(",", ", "), 56) for label in labels]
     axes[5].axis("off")
     axes[5].legend(handles, labels, loc="center", fontsize=9 if len(labels) <= 16 else 7, frameon=False)
     figure.suptitle(title)
