@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cifar10 import ARRAYS, DATA_DIR, Data, DataUnavailable, load_cifar10
-from files import UserError, locked, read_torch, write_file, write_torch
-from processes import BatchNorm2d, from_rank_0, join_processes, leave_processes, total
+from internals.cifar10 import ARRAYS, DATA_DIR, Data, DataUnavailable, load_cifar10
+from internals.files import UserError, locked, read_torch, write_file, write_torch
+from internals.processes import BatchNorm2d, from_rank_0, join_processes, leave_processes, total
 
 HERE = Path(__file__).resolve().parent
 
@@ -170,7 +170,7 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
         if dataset == "cifar10":
             raise
         warning = f"this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
-    from synthetic import synthetic_images
+    from internals.synthetic import synthetic_images
 
     return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
 

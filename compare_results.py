@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from common import HERE, HISTORY, ArgumentParser, HelpFormatter, config_of, describe, differences, within
-from files import UserError, write_file
+from internals.files import UserError, write_file
 
 MODELSET = HERE / "modelset"
 # Okabe and Ito's colours, which colour-blind readers can tell apart, then the same with other lines.

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10 import CLASSES, DATA_DIR, load_cifar10
 from common import ArgumentParser, HelpFormatter, LeNet, ResNet18, normalise
-from files import UserError, read_torch, write_file
+from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
+from internals.files import UserError, read_torch, write_file
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")

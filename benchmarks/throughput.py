@@ -34,7 +34,7 @@ import common
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
-from synthetic import synthetic_images
+from internals.synthetic import synthetic_images
 
 ROUNDS = 5
 CASES = {  # the settings, and about how many seconds each measurement lasts

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar10 import CLASSES
-from synthetic import synthetic_images
+from internals.cifar10 import CLASSES
+from internals.synthetic import synthetic_images
 
 EXPERIMENTS = (
     "original_version_model",
@@ -56,6 +57,17 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_data_dir(tmp_path: Path) -> Path:
     """20 training and 10 test images that a test may spoil."""
     return make_image_folder(tmp_path / "data", 2, 1)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The scripts in a folder of their own, so that their data/ and modelset/, which is empty, are the test's."""
+    folder = tmp_path / "a copy"
+    (folder / "modelset").mkdir(parents=True)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "internals", folder / "internals", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 class Command:
@@ -100,7 +112,7 @@ def _child(script: str, arguments: list[str], log: Path, env: dict[str, str]) ->
     sys.argv = [str(ROOT / f"{script}.py"), *arguments]
     import torch
 
-    import cifar10
+    from internals import cifar10
 
     torch.set_num_threads(1)
     cifar10.DATA_DIR = Path(env["CIFAR10_DIR"])

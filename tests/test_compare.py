@@ -2,25 +2,14 @@
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import ROOT, run_command
+from conftest import run_command
 
 import compare_results
 from common import config_of
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    """The scripts in a folder of their own, with an empty modelset/."""
-    folder = tmp_path / "copy"
-    (folder / "modelset").mkdir(parents=True)
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, folder)
-    return folder
 
 
 def invented(experiment: str, best: float = 60, gap: float = 10, seconds: float = 10, **changes: object) -> dict:

@@ -18,11 +18,11 @@ from conftest import Command, make_image_folder
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-import cifar10
-from cifar10 import CLASSES, DataUnavailable, load_cifar10
 from common import load_data
-from files import UserError
-from synthetic import synthetic_images
+from internals import cifar10
+from internals.cifar10 import CLASSES, DataUnavailable, load_cifar10
+from internals.files import UserError
+from internals.synthetic import synthetic_images
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:

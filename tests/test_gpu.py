@@ -7,9 +7,9 @@ import torch
 
 import common
 from common import Execution
+from internals.synthetic import synthetic_images
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
-from synthetic import synthetic_images
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

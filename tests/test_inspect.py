@@ -12,7 +12,7 @@ from conftest import FORKSERVER, ROOT, Command, _child, environment, run_command
 
 import inspect_weights
 from common import LeNet, ResNet18
-from files import UserError
+from internals.files import UserError
 
 
 @pytest.fixture

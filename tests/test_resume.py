@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, Command, environment, read_run, same_losses, same_weights
 
-import files
-from files import UserError
+from internals import files
+from internals.files import UserError
 
 DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)
 RESNET = ("resnet_model", "--epochs", 3, "--batch-size", 5, "--width", 4)

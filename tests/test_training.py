@@ -15,7 +15,7 @@ ALONE = Execution(torch.device("cpu"), "fp32", "none")
 
 
 def small_data(images: int = 40) -> common.Data:
-    from synthetic import synthetic_images
+    from internals.synthetic import synthetic_images
 
     arrays = [torch.from_numpy(array[:images]) for array in synthetic_images()]
     return common.Data(*arrays, "synthetic", "test")

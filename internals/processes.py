@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from files import UserError
+from internals.files import UserError
 
 
 def join_processes(device: str) -> tuple[str, int, int]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from files import TEMPORARY, UserError, locked, write_file
+from internals.files import TEMPORARY, UserError, locked, write_file
 
-DATA_DIR = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent / "data")
+DATA_DIR = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent.parent / "data")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARCHIVE = "cifar-10-python.tar.gz"
 MIRRORS = (

@@ -1,0 +1,1 @@
+"""What the scripts rest on, and nobody runs or edits: reading the data, whole files, torchrun's processes."""
