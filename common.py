@@ -1,8 +1,8 @@
 """What the CIFAR-10 experiments share, in the order a run flows.
 
-settings and command line -> data -> models -> processes -> training and evaluation -> files -> one run
+settings and command line -> data -> models -> one run's parts -> training and evaluation -> files -> a run
 
-An experiment script states its `Settings` and calls `main`. Nothing runs on import.
+An experiment script states its `Settings` and calls `main`; a notebook calls `run`. Nothing runs on import.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import io
+import importlib
+import inspect
 import json
 import math
 import os
-import platform
 import re
 import shlex
-import signal
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +30,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from internals.arguments import ArgumentParser, HelpFormatter, device_name, within
 from internals.cifar10 import ARRAYS, DATA_DIR, Data, DataUnavailable, load_cifar10
+from internals.execution import Execution, environment_record, process_settings, start_execution, tiny_steps
 from internals.files import UserError, locked, read_torch, write_file, write_torch
-from internals.processes import BatchNorm2d, from_rank_0, join_processes, leave_processes, total
+from internals.loss_plot import ACCURACIES, describe, draw_losses
+from internals.processes import BatchNorm2d, from_rank_0, leave_processes, total
 
 HERE = Path(__file__).resolve().parent
 
 
+class WrongOption(UserError):
+    """The model's constructor takes no such value."""
+
+
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM arrived during training; `args[0]` is the signal's number."""
+    """Ctrl-C or SIGTERM arrived during training, and what was done is saved; `args[0]` is the signal's number."""
+
+    def __str__(self) -> str:
+        return f"stopped by signal {self.args[0]} and saved: go on with resume=True"
 
 
 # --- Settings and command line ----------------------------------------------------------------
@@ -52,14 +60,13 @@ class Settings:
 
     experiment: str  # the script's name
     folder: str  # under modelset/
-    model: str  # "LeNet" or "ResNet18"
+    model: type[nn.Module]  # takes float32 images (N, 3, 32, 32), gives logits (N, 10)
     epochs: int
     lr: float
     momentum: float
     batch_size: int  # over all processes and GPUs together
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)  # arguments of the model's constructor
     weight_decay: float = 0.0  # L2 regularisation, as torch.optim.SGD defines it
-    dropout: float = 0.0  # LeNet only
-    width: int = 64  # ResNet-18 only: channels of the first stage
     schedule: str = "constant"  # or "cosine": the learning rate falls to 0 over the run's epochs
     augment: bool = False  # random crop with padding 4, and horizontal flip
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
@@ -72,11 +79,18 @@ class Settings:
     resume: bool = False
 
 
+def options_of(settings: Settings) -> dict[str, object]:
+    """What the model's constructor gets: its own defaults, and the settings' options in their place."""
+    parameters = inspect.signature(settings.model).parameters.values()
+    plain = {p.name: p.default for p in parameters if isinstance(p.default, (bool, int, float, str))}
+    return plain | dict(settings.options)
+
+
 def config_of(settings: Settings) -> dict[str, object]:
     """The settings that decide a run's result, as `loss.json` and the checkpoint keep them."""
-    own = "dropout" if settings.model == "LeNet" else "width"
-    names = ["model", "lr", "momentum", "weight_decay", "batch_size", own, "augment", "schedule"]
-    return {name: getattr(settings, name) for name in [*names, "precision", "epochs", "seed"]}
+    optimisation = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay", "batch_size")}
+    rest = {name: getattr(settings, name) for name in ("augment", "schedule", "precision", "epochs", "seed")}
+    return {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest}
 
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
@@ -84,69 +98,38 @@ def differences(config: dict[str, object], stated: dict[str, object]) -> dict[st
     return {name: value for name, value in config.items() if stated.get(name) != value}
 
 
-def describe(config: dict[str, object]) -> str:
-    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
-    return ",".join(f"{name}={str(value).removesuffix('.0')}" for name, value in config.items())
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with errors on one line."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each default, and the script's docstring as it stands."""
-
-
-def within(kind: type, low: float, below: float) -> Callable[[str], float]:
-    """An argparse type: an int or float from `low` up to, but not including, `below`."""
-
-    def parse(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if low <= kind(text) < below:
-                return kind(text)
-        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below == 1 else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {low}{limit}")
-
-    return parse
-
-
-def device_name(text: str) -> str:
-    """An argparse type: "auto", or a device that this machine has."""
-    cuda = re.fullmatch(r"cuda(?::(\d+))?", text)
-    there = int(cuda[1] or 0) < torch.cuda.device_count() if cuda else text in ("auto", "cpu", "mps")
-    if not there or (text == "mps" and not torch.backends.mps.is_available()):
-        gpus = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine, which has {gpus} CUDA devices")
-    return text
-
-
 def parse_arguments(stated: Settings, description: str | None) -> Settings:
     """The stated settings with the command line's changes; wrong arguments exit with code 2."""
     parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
-    add = parser.add_argument
+    add, options = parser.add_argument, options_of(stated)
     add("--epochs", type=within(int, 1, 2**31), help="passes over the training images")
     add("--lr", type=within(float, 0, math.inf), help="learning rate")
     add("--momentum", type=within(float, 0, 1), help="SGD momentum")
     add("--weight-decay", type=within(float, 0, math.inf), help="L2 regularisation")
     add("--batch-size", type=within(int, 1, 2**31), help="images per step, over all GPUs and processes")
-    if stated.model == "LeNet":
-        add("--dropout", type=within(float, 0, 1), help="dropout probability between the linear layers")
-    else:
-        add("--width", type=within(int, 1, 2**31), help="channels of the first stage")
     add("--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip")
     add("--seed", type=within(int, 0, 2**32), help="of the weights, the order of images, and dropout")
     add("--device", type=device_name, help="auto, cpu, cuda, cuda:N or mps")
-    add("--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 for ResNet-18 where it is fast")
+    add("--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 if the model gains from it on this device")
     dataset_help = "auto: CIFAR-10, or a synthetic stand-in where it can't be had"
     add("--dataset", choices=("auto", "cifar10", "synthetic"), help=dataset_help)
     add("--data-dir", type=Path, metavar="DIR", help="where CIFAR-10 is, or is downloaded to")
     add("--output", type=Path, metavar="DIR", help="folder of the results, if not under modelset/")
     add("--resume", action="store_true", help="continue from the folder's checkpoint.pth")
-    parser.set_defaults(**vars(stated))
-    return Settings(**vars(parser.parse_args()))
+    own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
+    for name, value in options.items():
+        kind = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value)}
+        own.add_argument(f"--{name.replace('_', '-')}", **kind, help="of the model")
+    parser.set_defaults(**vars(stated) | options)
+    values = vars(parser.parse_args())
+    return Settings(**values | {"options": {name: values.pop(name) for name in options}})
+
+
+def stated_settings(experiment: str) -> Settings | None:
+    """What the experiment's script states; None if it isn't one of the scripts beside this file."""
+    if not re.fullmatch(r"\w+", experiment) or not (HERE / f"{experiment}.py").is_file():
+        return None
+    return getattr(importlib.import_module(experiment), "SETTINGS", None)
 
 
 def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
@@ -154,7 +137,7 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
     changed = differences(config_of(settings), config_of(stated))
     if dataset != "cifar10":
         changed["dataset"] = dataset
-    return settings.output or HERE / "modelset" / settings.folder / describe(changed)
+    return Path(settings.output or HERE / "modelset" / settings.folder / describe(changed))
 
 
 # --- Data -------------------------------------------------------------------------------------
@@ -169,26 +152,36 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
     except DataUnavailable as error:
         if dataset == "cifar10":
             raise
-        warning = f"this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
+        warning = f"WARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
+        warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
     from internals.synthetic import synthetic_images
 
     return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
 
 
 # --- Models -----------------------------------------------------------------------------------
+#
+# A model is a class whose constructor's arguments are its options; it raises ValueError for values that it can't
+# take. What else it may say of itself, as attributes: `mean` and `std` of its normalisation, per channel from 0
+# to 1 (else CIFAR-10's own); `channels_last` and `bf16`, whether it gains from them (else not); `options_from`,
+# which options a state dict is of (else the defaults).
+
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class LeNet(nn.Module):
-    """LeNet of PyTorch's tutorial "Training a classifier", with optional dropout: 62,006 parameters.
+    """LeNet of PyTorch's tutorial "Training a classifier": 62,006 parameters.
 
-    Images float32 (N, 3, 32, 32) -> logits (N, 10).
-    https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
+    Images float32 (N, 3, 32, 32) -> logits (N, 10). `dropout` is the probability, from 0 to below 1, of dropout
+    between the linear layers. https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
     """
 
-    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # of the normalisation, per channel
+    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError("dropout must be a number of at least 0 and below 1")
         self.conv1 = nn.Conv2d(3, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
@@ -228,13 +221,19 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """ResNet-18 with a 3x3 stem for 32x32 images: 11,173,962 parameters at width 64.
 
-    Images float32 (N, 3, 32, 32) -> logits (N, 10). He et al. 2015, https://arxiv.org/abs/1512.03385
+    Images float32 (N, 3, 32, 32) -> logits (N, 10). `width` is the number of channels of the first stage.
+    He et al. 2015, https://arxiv.org/abs/1512.03385
     """
 
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's own, per channel
+    bf16 = True
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError("width must be a whole number of at least 1")
+        # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
+        # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
+        self.channels_last = width >= 16
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = BatchNorm2d(width)
         self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
@@ -243,82 +242,207 @@ class ResNet18(nn.Module):
         self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2), BasicBlock(8 * width, 8 * width, 1))
         self.linear = nn.Linear(8 * width, 10)
 
+    @staticmethod
+    def options_from(weights: Mapping[str, Tensor]) -> dict[str, object]:
+        """The options of the model whose state dict this may be."""
+        stem = weights.get("conv1.weight")
+        return {"width": len(stem)} if stem is not None and stem.ndim == 4 and len(stem) else {}
+
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.linear(x.mean((2, 3)))
 
 
-def build_model(settings: Settings, device: torch.device) -> nn.Module:
-    """The settings' model on `device`, with weights drawn from the settings' seed."""
+def build_model(settings: Settings) -> nn.Module:
+    """The settings' model, with weights drawn from their seed; WrongOption for values that it can't take."""
     torch.manual_seed(settings.seed)
-    model = LeNet(settings.dropout) if settings.model == "LeNet" else ResNet18(settings.width)
-    # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
-    # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
-    fast = settings.model == "ResNet18" and settings.width >= 16
+    options = options_of(settings)
+    try:
+        return settings.model(**options)
+    except ValueError as error:
+        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+        raise WrongOption(f"{settings.model.__name__} with {given}: {error}") from error
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` on `device`, in the memory layout that it gains from."""
+    fast = getattr(model, "channels_last", False)
     return model.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
 
 
-# --- Processes and devices --------------------------------------------------------------------
+def normalise(images: Tensor, model: nn.Module) -> Tensor:
+    """uint8 (N, 3, 32, 32) -> float32, less the model's channel means, over its standard deviations, in its layout."""
+    means, deviations = getattr(model, "mean", CIFAR10_MEAN), getattr(model, "std", CIFAR10_STD)
+    # Filled on the device, since a copy from the host would make it wait for a GPU.
+    fill = [[torch.full((1, 1), 255 * x, device=images.device) for x in values] for values in (means, deviations)]
+    images = images.float().sub_(torch.stack(fill[0])).div_(torch.stack(fill[1]))
+    return images.to(memory_format=torch.channels_last) if getattr(model, "channels_last", False) else images
+
+
+# --- One run's parts --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Execution:
-    """How this process trains, alone or among those that `torchrun` started."""
+class Run:
+    """What belongs to one run and stays while its state moves on."""
 
-    device: torch.device
-    precision: str  # "fp32" or "bf16"
-    parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
-    rank: int = 0
-    world_size: int = 1  # processes
-
-
-def start_execution(settings: Settings) -> Execution:
-    """Choose the device and, under `torchrun`, join the other processes; UserError if there are too few GPUs."""
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    precision = choose_precision(settings, name)
-    if not dist.is_torchelastic_launched():
-        several = settings.data_parallel and name == "cuda" and torch.cuda.device_count() > 1
-        return Execution(torch.device(name), precision, "DataParallel" if several else "none")
-    name, rank, world_size = join_processes(name)
-    return Execution(torch.device(name), precision, "DistributedDataParallel", rank, world_size)
+    settings: Settings
+    execution: Execution
+    data: Data  # on the execution's device
+    model: nn.Module  # whose weights are trained and saved
+    network: nn.Module  # the model as training calls it: in its precision, wrapped for several GPUs or processes
+    optimizer: torch.optim.Optimizer
+    folder: Path  # of its files
+    signals: list[int]  # numbers of those that have arrived
 
 
-def choose_precision(settings: Settings, device: str) -> str:
-    """ "bf16" or "fp32"; auto takes bf16 for ResNet-18 where the device multiplies it faster."""
-    if settings.precision != "auto" or settings.model == "LeNet":
-        return settings.precision.replace("auto", "fp32")
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 can't tell
-    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
-    return "bf16" if device == "cpu" and fast else "fp32"
+class InPrecision(nn.Module):
+    """A model that computes in bf16 or fp32, also in `DataParallel`'s threads, and whose logits are float32."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model, self.bf16 = model, precision == "bf16"
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(images).float()
 
 
-def parallel_model(model: nn.Module, execution: Execution) -> nn.Module:
-    """`model`, whose own parameters are trained, wrapped for several GPUs or processes.
+def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.Module, folder: Path) -> Run:
+    """Everything that training needs, on the execution's device."""
+    model = to_device(model, execution.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
+    )
+    data = dataclasses.replace(data, **{name: getattr(data, name).to(execution.device) for name in ARRAYS})
+    network = parallel_network(InPrecision(model, execution.precision), execution)
+    return Run(settings, execution, data, model, network, optimizer, folder, [])
+
+
+def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
+    """`network`, whose own parameters are trained, wrapped for several GPUs or processes.
 
     `DataParallel` copies the model to the GPUs at every step and splits the batch among them;
     `DistributedDataParallel` has one process per GPU, which exchange nothing but gradients.
     """
     if execution.parallel == "none":
-        return model
+        return network
     if execution.parallel == "DataParallel":
-        return nn.DataParallel(model)
+        return nn.DataParallel(network)
     if execution.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return nn.parallel.DistributedDataParallel(model)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return nn.parallel.DistributedDataParallel(network)
 
 
 # --- Training and evaluation ------------------------------------------------------------------
 
 CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
-TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
 TRAIN_EVALUATION_IMAGES = 10_000
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
+
+
+def train(run: Run, state: dict) -> dict:
+    """Train on from `state` to the run's last epoch, save it after each, and return it.
+
+    When a signal arrives, the steps so far are saved and Interrupted is raised. Raises UserError when the loss
+    becomes NaN or infinite.
+    """
+    began = time.perf_counter() - state["total_seconds"]
+    run.model.train()
+    while state["epoch"] <= run.settings.epochs:
+        try:
+            losses = train_epoch(run, state)
+            row = evaluate_epoch(run, state, losses)
+        except Interrupted:
+            save_state(run, state | {"total_seconds": time.perf_counter() - began})
+            raise
+        state = next_epoch(run, state, losses, row) | {"total_seconds": time.perf_counter() - began}
+        save_state(run, state)
+        if run.execution.rank == 0:
+            print(describe_epoch(run, row))
+    return state | {"total_seconds": time.perf_counter() - began}
+
+
+def train_epoch(run: Run, state: dict) -> Tensor:
+    """Train to the end of the epoch in progress; float32 (steps,): the losses of all its steps and processes.
+
+    `state` follows chunk by chunk, so that it can be saved when a signal ends the epoch early.
+    """
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.settings, state["epoch"])
+    with tiny_steps(run.settings.batch_size), progress_bar(run, state) as bar:
+        started = time.perf_counter()
+        for batches, sizes in epoch_chunks(run, state["epoch"], state["step"]):
+            check_signals(run)
+            losses = train_chunk(run, batches, sizes)
+            if run.execution.device.type == "cpu":  # on a GPU this would make the host wait
+                check_finite(losses, state["epoch"], state["step"])
+                bar.set_postfix(loss=f"{losses.sum() * run.execution.world_size / sum(sizes):.3f}", refresh=False)
+            bar.update(sum(sizes))
+            state["losses"].append(losses)
+            state["step"] += len(batches)
+            started, state["seconds"] = time.perf_counter(), state["seconds"] + time.perf_counter() - started
+        losses = epoch_losses(state)  # on a GPU, what waits for the last steps
+        state["seconds"] += time.perf_counter() - started
+    check_finite(losses, state["epoch"], 0)
+    return losses
+
+
+def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int]) -> Tensor:
+    """One SGD step per batch, on this process's shares of them; float32 (batches,): each loss, summed over its images.
+
+    What is minimised is the mean over the whole batch, whose size `sizes` has.
+    """
+    losses, parameters, world_size = [], list(run.model.parameters()), run.execution.world_size
+    weights = {size: torch.full((), world_size / size, device=run.execution.device) for size in set(sizes)}
+    for (images, labels), size in zip(batches, sizes, strict=True):
+        loss = F.cross_entropy(run.network(images), labels, reduction="sum")
+        for parameter in parameters:
+            parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
+        loss.backward(weights[size])
+        run.optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list[int]]]:
+    """The epoch's batches from `step` on, prepared a chunk of them at a time.
+
+    Yields this process's shares of the batches, (images float32, labels), and the whole batches' sizes.
+    Order and augmentation follow from seed and epoch alone: neither the number of processes nor
+    an interruption changes them. Dropout's masks follow from seed, epoch, step and rank.
+    """
+    data, rank, seed, size = run.data, run.execution.rank, run.settings.seed, run.settings.batch_size
+    count, device = len(data.train_labels), run.execution.device
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    order = torch.randperm(count, generator=generator).to(device)
+    shifts = torch.randint(0, 9, (2, count), generator=generator).to(device)
+    flips = torch.rand(count, generator=generator).lt(0.5).to(device)
+    positions = torch.arange(count, device=device).split(size)
+    chunk_steps = max(1, CHUNK_IMAGES[device.type] // size)
+    for first in range(step, len(positions), chunk_steps):
+        torch.manual_seed(mixed_seed(seed, epoch, first, rank))
+        batches = positions[first : first + chunk_steps]
+        shares = [batch.tensor_split(run.execution.world_size)[rank] for batch in batches]
+        chunk = torch.cat(shares)
+        images, labels = data.train_images[order[chunk]], data.train_labels[order[chunk]]
+        if run.settings.augment:
+            images = augment(images, shifts[:, chunk], flips[chunk])
+        sizes = [len(share) for share in shares]
+        pairs = zip(normalise(images, run.model).split(sizes), labels.split(sizes), strict=True)
+        yield list(pairs), [len(batch) for batch in batches]
+
+
+def augment(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Each image cropped at its own place after padding by 4, and flipped or not.
+
+    Images uint8 (N, 3, 32, 32); `shifts` int64 (2, N), down and right, 0 to 8; `flips` bool (N,).
+    """
+    windows = F.pad(images, (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, 9, 9, 32, 32)
+    crops = windows[torch.arange(len(images), device=images.device), :, shifts[0], shifts[1]]
+    return torch.where(flips[:, None, None, None], crops.flip(3), crops)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -332,101 +456,54 @@ def learning_rate(settings: Settings, epoch: int) -> float:
     return settings.lr * cosine if settings.schedule == "cosine" else settings.lr
 
 
-def normalise(images: Tensor, model: nn.Module) -> Tensor:
-    """uint8 (N, 3, 32, 32) -> float32, less the model's channel means, over its standard deviations, in its layout."""
-    # Filled on the device, since a copy from the host would make it wait for a GPU.
-    fill = [[torch.full((1, 1), 255 * x, device=images.device) for x in values] for values in (model.mean, model.std)]
-    images = images.float().sub_(torch.stack(fill[0])).div_(torch.stack(fill[1]))
-    in_channels_last = model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    return images.to(memory_format=torch.channels_last) if in_channels_last else images
-
-
-def augment(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Each image cropped at its own place after padding by 4, and flipped or not.
-
-    Images uint8 (N, 3, 32, 32); `shifts` int64 (2, N), down and right, 0 to 8; `flips` bool (N,).
-    """
-    windows = F.pad(images, (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, 9, 9, 32, 32)
-    crops = windows[torch.arange(len(images), device=images.device), :, shifts[0], shifts[1]]
-    return torch.where(flips[:, None, None, None], crops.flip(3), crops)
-
-
-def epoch_chunks(
-    data: Data, settings: Settings, model: nn.Module, epoch: int, step: int, execution: Execution
-) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list[int]]]:
-    """The epoch's batches from `step` on, prepared a chunk of them at a time.
-
-    Yields this process's shares of the batches, (images float32, labels), and the whole batches' sizes.
-    Order and augmentation follow from seed and epoch alone: neither the number of processes nor
-    an interruption changes them. Dropout's masks follow from seed, epoch, step and rank.
-    """
-    count, size, device = len(data.train_labels), settings.batch_size, execution.device
-    generator = torch.Generator().manual_seed(mixed_seed(settings.seed, epoch))
-    order = torch.randperm(count, generator=generator).to(device)
-    shifts = torch.randint(0, 9, (2, count), generator=generator).to(device)
-    flips = torch.rand(count, generator=generator).lt(0.5).to(device)
-    positions = torch.arange(count, device=device).split(size)
-    chunk_steps = max(1, CHUNK_IMAGES[device.type] // size)
-    for first in range(step, len(positions), chunk_steps):
-        torch.manual_seed(mixed_seed(settings.seed, epoch, first, execution.rank))
-        batches = positions[first : first + chunk_steps]
-        shares = [batch.tensor_split(execution.world_size)[execution.rank] for batch in batches]
-        chunk = torch.cat(shares)
-        images, labels = data.train_images[order[chunk]], data.train_labels[order[chunk]]
-        if settings.augment:
-            images = augment(images, shifts[:, chunk], flips[chunk])
-        sizes = [len(share) for share in shares]
-        pairs = zip(normalise(images, model).split(sizes), labels.split(sizes), strict=True)
-        yield list(pairs), [len(batch) for batch in batches]
-
-
-def train_chunk(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]], weights: list[Tensor],
-    precision: str,
-) -> Tensor:
-    """One SGD step per batch; float32 (batches,): each one's loss, summed over its images.
-
-    `weights` scale a batch's sum to the loss that is minimised, the mean over the whole batch.
-    """
-    losses = []
-    parameters = list(model.parameters())
-    autocast = torch.autocast(weights[0].device.type, torch.bfloat16, enabled=precision == "bf16")
-    for (images, labels), weight in zip(batches, weights, strict=True):
-        with autocast:
-            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
-        for parameter in parameters:
-            parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
-        loss.backward(weight)
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
-def evaluate(
-    model: nn.Module, images: Tensor, labels: Tensor, execution: Execution, check: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
+def evaluate(run: Run, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
 
-    Images uint8 (N, 3, 32, 32), labels int64 (N,); `check` is called before each batch.
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device.
     """
-    model.eval()
-    sums, device = [], execution.device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=execution.precision == "bf16"):
-        for batch in torch.arange(len(labels), device=device).split(EVALUATION_BATCH_SIZE[device.type]):
-            check()
+    execution, network, sums = run.execution, InPrecision(run.model, run.execution.precision), []
+    run.model.eval()
+    with torch.inference_mode():
+        for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
+            check_signals(run)
             share = batch.tensor_split(execution.world_size)[execution.rank]
-            logits = model(normalise(images[share], model)).float()
+            logits = network(normalise(images[share], run.model))
             loss = F.cross_entropy(logits, labels[share], reduction="sum")
             sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
         loss, correct = total(torch.stack(sums)).double().sum(0).tolist()
-    model.train()
+    run.model.train()
     return loss / len(labels), 100 * correct / len(labels)
 
 
-def use_tiny_steps(tiny: bool, threads: int) -> None:
-    """What is fastest on the CPU for tiny batches, or `threads` and oneDNN for all others."""
-    torch.set_num_threads(1 if tiny else threads)
-    torch.backends.mkldnn.enabled = not tiny
+def evaluate_epoch(run: Run, state: dict, losses: Tensor) -> dict[str, float]:
+    """What the ended epoch, whose steps had these losses, adds to the history."""
+    data = run.data
+    part = slice(0, None, -(-len(data.train_labels) // TRAIN_EVALUATION_IMAGES))  # spread over the classes
+    _, train_accuracy = evaluate(run, data.train_images[part], data.train_labels[part])
+    test_loss, test_accuracy = evaluate(run, data.test_images, data.test_labels)
+    check_finite(torch.tensor(test_loss), state["epoch"], state["step"] - 1)
+    train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(run.settings, state["epoch"])
+    row = (state["epoch"], train_loss, train_accuracy, test_loss, test_accuracy, rate, state["seconds"])
+    return dict(zip(HISTORY, row, strict=True))
+
+
+def progress_bar(run: Run, state: dict) -> tqdm:
+    """Of the epoch's images; it shows where output is a terminal."""
+    count, size = len(run.data.train_labels), run.settings.batch_size
+    hidden = None if run.execution.rank == 0 else True  # None: where output is no terminal
+    about = {"desc": f"epoch {state['epoch']}/{run.settings.epochs}", "unit": " images", "unit_scale": True}
+    return tqdm(total=count, initial=min(state["step"] * size, count), disable=hidden, leave=False, **about)
+
+
+def check_signals(run: Run) -> None:
+    """Interrupted if a signal has arrived: a signal to one process stops all of them after the same step."""
+    number = max(run.signals, default=0)
+    if run.execution.world_size > 1:
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        number = int(numbers)
+    if number:
+        raise Interrupted(number)
 
 
 def check_finite(losses: Tensor, epoch: int, step: int) -> None:
@@ -437,9 +514,7 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
         raise UserError(f"the loss is no finite number any more at epoch {epoch}, step {step}: try a lower --lr")
 
 
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+# --- A run's state ----------------------------------------------------------------------------
 
 
 def new_state() -> dict:
@@ -450,79 +525,29 @@ def new_state() -> dict:
     return {
         "epoch": 1,  # in progress
         "step": 0,  # its steps so far,
-        "losses": torch.zeros(0),  # their losses, summed over images and processes,
+        "losses": [],  # their losses, chunk by chunk, summed over this process's images,
         "seconds": 0.0,  # and the time they took
+        "total_seconds": 0.0,  # the run's, with evaluations and saving
         "history": {name: [] for name in HISTORY},
         "steps": {"epoch": [], "train_loss": []},
         "best_model": {},
     }
 
 
-def train(
-    settings: Settings, data: Data, model: nn.Module, optimizer: torch.optim.Optimizer, execution: Execution,
-    state: dict, check: Callable[[], None], save: Callable[[dict], None],
-) -> dict:
-    """Train on from `state`, `save` it after each epoch, and return the last one.
+def epoch_losses(state: dict) -> Tensor:
+    """float32 (steps,): the losses so far of the epoch in progress, summed over images and processes."""
+    return total(torch.cat(state["losses"])) if state["losses"] else torch.zeros(0)
 
-    `check` is called between chunks of steps; if it raises Interrupted, the steps so far are saved.
-    Raises UserError when the loss becomes NaN or infinite.
-    """
-    count, size, device = len(data.train_labels), settings.batch_size, execution.device
-    evaluated = slice(0, None, -(-count // TRAIN_EVALUATION_IMAGES))  # spread over the classes
-    weights = {n: torch.tensor(execution.world_size / n, device=device) for n in {size, count % size or size}}
-    parallel, threads = parallel_model(model, execution), torch.get_num_threads()
-    model.train()
-    for epoch in range(state["epoch"], settings.epochs + 1):
-        step, seconds = state["step"], state["seconds"]
-        losses = [state["losses"].to(device) * (execution.rank == 0)]  # they hold the others' shares
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, epoch)
-        about = {"desc": f"epoch {epoch}/{settings.epochs}", "unit": " images", "unit_scale": True, "leave": False}
-        hidden = None if execution.rank == 0 else True  # None: where output is no terminal
-        bar = tqdm(total=count, initial=min(step * size, count), disable=hidden, **about)
-        try:
-            started = time.perf_counter()
-            use_tiny_steps(size <= TINY_BATCH_SIZE, threads)
-            for batches, sizes in epoch_chunks(data, settings, model, epoch, step, execution):
-                check()
-                chunk = train_chunk(parallel, optimizer, batches, [weights[n] for n in sizes], execution.precision)
-                if device.type == "cpu":  # on a GPU this would make the host wait
-                    check_finite(chunk, epoch, step)
-                    bar.set_postfix(loss=f"{chunk.sum() * execution.world_size / sum(sizes):.3f}", refresh=False)
-                losses.append(chunk)
-                step += len(batches)
-                bar.update(sum(sizes))
-                started, seconds = time.perf_counter(), seconds + time.perf_counter() - started
-            epoch_losses = total(torch.cat(losses))
-            seconds += time.perf_counter() - started
-            use_tiny_steps(False, threads)
-            check_finite(epoch_losses, epoch, 0)
-            bar.close()
-            train_part = data.train_images[evaluated], data.train_labels[evaluated]
-            _, train_accuracy = evaluate(model, *train_part, execution, check)
-            test = evaluate(model, data.test_images, data.test_labels, execution, check)
-            check_finite(torch.tensor(test), epoch, step - 1)
-        except Interrupted:
-            bar.close()
-            state |= {"epoch": epoch, "step": step, "losses": total(torch.cat(losses)), "seconds": seconds}
-            save(state)
-            raise
-        row = (epoch, epoch_losses.sum().item() / count, train_accuracy, *test, learning_rate(settings, epoch), seconds)
-        best = max(state["history"]["test_accuracy"], default=-1)
-        state = new_state() | {
-            "epoch": epoch + 1,
-            "history": {k: [*v, x] for (k, v), x in zip(state["history"].items(), row, strict=True)},
-            "steps": finer_losses(state["steps"], epoch_losses, epoch, size, count),
-            "best_model": plain_weights(model) if test[1] > best else state["best_model"],
-        }
-        if execution.rank == 0:
-            print(
-                f"epoch {epoch:3}/{settings.epochs}  train loss {row[1]:.4f}  test loss {test[0]:.4f}  "
-                f"train accuracy {train_accuracy:.2f} %  test accuracy {test[1]:.2f} %  "
-                f"{seconds:.1f} s  {count / seconds:.0f} images/s"
-            )
-        save(state)
-    return state
+
+def next_epoch(run: Run, state: dict, losses: Tensor, row: dict[str, float]) -> dict:
+    """The state at the beginning of the next epoch: the ended one's steps had these losses; `row` is its history."""
+    best, count = max(state["history"]["test_accuracy"], default=-1), len(run.data.train_labels)
+    return new_state() | {
+        "epoch": state["epoch"] + 1,
+        "history": {name: [*values, row[name]] for name, values in state["history"].items()},
+        "steps": finer_losses(state["steps"], losses, state["epoch"], run.settings.batch_size, count),
+        "best_model": plain_weights(run.model) if row["test_accuracy"] > best else state["best_model"],
+    }
 
 
 def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
@@ -535,14 +560,22 @@ def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, image
     return {"epoch": steps["epoch"] + epochs.tolist(), "train_loss": steps["train_loss"] + means.tolist()}
 
 
-# --- Files ------------------------------------------------------------------------------------
-
-ACCURACIES = (
-    "test accuracy {final_test_accuracy:.2f} % at the end, {best_test_accuracy:.2f} % at best (epoch {best_epoch})"
-)
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def starting_state(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict:
+def save_state(run: Run, state: dict) -> None:
+    """Write `checkpoint.pth`; every process must call this, and rank 0 writes."""
+    state = state | {"losses": epoch_losses(state)}
+    if run.execution.rank == 0:
+        head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
+        parts = {"dataset": dataset_record(run.data), "model": run.model.state_dict()}
+        content = {**head, **parts, "optimizer": run.optimizer.state_dict(), **state}
+        write_torch(run.folder / "checkpoint.pth", content)
+
+
+def saved_state(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict:
     """With `--resume` the folder's checkpoint, else a new state.
 
     Raises UserError if the checkpoint is damaged, or is of other settings: it lists which. A constant
@@ -556,9 +589,7 @@ def starting_state(folder: Path, settings: Settings, dataset: dict[str, object])
             print(f"no checkpoint in {folder}: starting at the beginning")
         return new_state()
     try:
-        state = read_torch(path)
-        if not isinstance(state, dict) or not {"config", "dataset", "model", "optimizer", *new_state()} <= set(state):
-            raise UserError(f"{path} is no checkpoint of these scripts")
+        state = read_checkpoint(path)
     except UserError as error:
         if resume:
             raise
@@ -578,67 +609,65 @@ def starting_state(folder: Path, settings: Settings, dataset: dict[str, object])
     return state
 
 
+def read_checkpoint(path: Path) -> dict:
+    """A `checkpoint.pth`; UserError if it is damaged or another file."""
+    state = read_torch(path)
+    needed = {"config", "dataset", "model", "optimizer", *new_state()} - {"total_seconds"}  # older ones have none
+    if not isinstance(state, dict) or not needed <= set(state):
+        raise UserError(f"{path} is no checkpoint of these scripts")
+    return {"total_seconds": sum(state["history"]["seconds"]), **state}
+
+
+def continue_from(run: Run, state: dict) -> dict:
+    """Load a checkpoint's model and optimizer; the rest of `state`, as training goes on from it."""
+    if "model" in state:
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        # Losses so far are those of all processes: rank 0's share from here on.
+        state = state | {"losses": [state["losses"].to(run.execution.device) * (run.execution.rank == 0)]}
+    return {name: state[name] for name in new_state()}
+
+
+# --- Results ----------------------------------------------------------------------------------
+
+def describe_epoch(run: Run, row: dict[str, float]) -> str:
+    """The line that is printed when an epoch has ended."""
+    return (
+        f"epoch {row['epoch']:3}/{run.settings.epochs}  "
+        f"train loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}  "
+        f"train accuracy {row['train_accuracy']:.2f} %  test accuracy {row['test_accuracy']:.2f} %  "
+        f"{row['seconds']:.1f} s  {len(run.data.train_labels) / row['seconds']:.0f} images/s"
+    )
+
+
 def dataset_record(data: Data) -> dict[str, object]:
     """What `loss.json` and the checkpoint keep of the data."""
     counts = {"train_images": len(data.train_labels), "test_images": len(data.test_labels)}
     return {"name": data.name, "source": data.source, **counts}
 
 
-def run_record(settings: Settings, data: Data, execution: Execution, parameters: int, state: dict) -> dict:
+def run_record(run: Run, state: dict) -> dict:
     """What `loss.json` holds of a finished run; the README documents it."""
-    history, cuda = state["history"], execution.device.type == "cuda"
+    history = state["history"]
     best, seconds = int(np.argmax(history["test_accuracy"])), sum(history["seconds"])
-    environment = {
-        "device": torch.cuda.get_device_name(execution.device) if cuda else execution.device.type,
-        "platform": platform.platform(terse=True),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "precision": execution.precision,
-        "parallel": execution.parallel,
-        "world_size": torch.cuda.device_count() if execution.parallel == "DataParallel" else execution.world_size,
-    }
     result = {
         "final_test_accuracy": history["test_accuracy"][-1],
         "best_test_accuracy": history["test_accuracy"][best],
         "best_epoch": history["epoch"][best],
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "train_seconds": seconds,
-        "images_per_second": len(data.train_labels) * len(history["epoch"]) / seconds,
+        "images_per_second": len(run.data.train_labels) * len(history["epoch"]) / seconds,
     }
-    head = {"experiment": settings.experiment, "config": config_of(settings), "dataset": dataset_record(data)}
-    return {**head, "environment": environment, "history": history, "steps": state["steps"], "result": result}
+    head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
+    parts = {"dataset": dataset_record(run.data), "environment": environment_record(run.execution)}
+    return {**head, **parts, "history": history, "steps": state["steps"], "result": result}
 
 
-def draw_losses(run: dict) -> bytes:
-    """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs."""
-    from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
-
-    history = run["history"]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#9ecae1", label="training, within the epochs")
-    marker = "o" if len(history["epoch"]) <= 30 else ""
-    for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
-        axes.plot(history["epoch"], history[f"train_{what}"], f"{marker}-", color="#0072B2", ms=4, label="training")
-        axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}--", color="#D55E00", ms=4, label="test")
-        axes.set(xlabel="epoch", ylabel=f"{what} ({unit})")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
-    title = f"{run['experiment']}{stand_in}: {ACCURACIES.format(**run['result'])}"
-    figure.suptitle(f"{title}\n{textwrap.fill(describe(run['config']).replace(',', ', '), 120)}", fontsize=10)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
-
-
-def write_results(folder: Path, record: dict, model: nn.Module, best_model: dict[str, Tensor]) -> None:
-    """Put a finished run's four files into `folder`; only then is its checkpoint removed."""
-    picture = draw_losses(record)
+def write_results(run: Run, record: dict, best_model: dict[str, Tensor]) -> None:
+    """Put a finished run's four files into its folder; only then is its checkpoint removed."""
+    folder, picture = run.folder, draw_losses(record)
     write_torch(folder / "best_model.pth", best_model)
-    write_torch(folder / "model.pth", plain_weights(model))
+    write_torch(folder / "model.pth", plain_weights(run.model))
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
     write_file(folder / "loss.png", picture)
     (folder / "checkpoint.pth").unlink()
@@ -646,71 +675,57 @@ def write_results(folder: Path, record: dict, model: nn.Module, best_model: dict
     print(f"{result}; {record['result']['train_seconds']:.1f} s of training; results in {folder}")
 
 
-# --- One run ----------------------------------------------------------------------------------
+# --- A run ------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, stated: Settings) -> None:
-    """Settings -> data -> model -> loop -> files. Only rank 0 reads, writes and prints."""
-    execution = start_execution(settings)
-    first, device = execution.rank == 0, execution.device
-    data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
-    warning = f"{'!' * 88}\nWARNING: {warning}\n{'!' * 88}\n" if warning and first else ""
-    folder, dataset = run_folder(settings, stated, data.name), dataset_record(data)
+def run(settings: Settings, stated: Settings | None = None) -> dict:
+    """Train as the experiment's script does with these settings; what it writes to `loss.json`.
+
+    The folder is named after what differs from the `stated` settings, by default those of the experiment's script.
+    Raises UserError for what the user can put right, and Interrupted after Ctrl-C or SIGTERM; the same settings
+    with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
+    """
+    stated = stated or stated_settings(settings.experiment) or settings
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([]))
+        model, execution = build_model(settings), start_execution(settings)
+        first = execution.rank == 0
+        data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
+        folder = run_folder(settings, stated, data.name)
         if first:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder))
-            except OSError as error:
-                raise UserError(f"{folder} can't be written: {error.strerror}") from error
+            stack.enter_context(opened(folder))
             sys.stderr.write(warning)
-            print(f"{settings.experiment} ({describe(config_of(settings))})")
-            print(f"on {data.name} ({data.source}), {device}, {execution.precision}, parallel: {execution.parallel}")
-            if settings.data_parallel and execution.parallel == "none":
-                print("no more than one GPU to use: training without DataParallel")
-        state = from_rank_0(starting_state(folder, settings, dataset) if first else None)
+            introduce(settings, execution, data)
+        state = from_rank_0(saved_state(folder, settings, dataset_record(data)) if first else None)
+        this_run = prepare_run(settings, execution, data, model, folder)
+        stack.enter_context(process_settings(execution.device, this_run.signals))
+        state = train(this_run, continue_from(this_run, state))
+        record = run_record(this_run, state)
+        if first:
+            write_results(this_run, record, state["best_model"])
+            sys.stderr.write(warning)
+        leave_processes()
+    return record
 
-        data = dataclasses.replace(data, **{name: getattr(data, name).to(device) for name in ARRAYS})
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
-            torch.backends.cudnn.benchmark = True
-        model = build_model(settings, device)
-        optimizer = torch.optim.SGD(
-            model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
-        )
-        if "model" in state:
-            model.load_state_dict(state.pop("model"))
-            optimizer.load_state_dict(state.pop("optimizer"))
 
-        received: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: received.append(number))
-
-        def check() -> None:
-            number = torch.tensor(max(received, default=0))
-            if execution.world_size > 1:  # a signal to one stops all, after the same step
-                dist.all_reduce(number, dist.ReduceOp.MAX)
-            if number:
-                raise Interrupted(int(number))
-
-        def save(state: dict) -> None:
-            if first:
-                snapshot = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                content = {"config": config_of(settings), "dataset": dataset, **snapshot, **state}
-                write_torch(folder / "checkpoint.pth", content)
-
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Make a run's folder and keep others out of it; UserError if that can't be done."""
+    with contextlib.ExitStack() as stack:
         try:
-            state = train(settings, data, model, optimizer, execution, state, check, save)
-        except Interrupted as interruption:
-            if first:
-                command = shlex.join(["python", *(word for word in sys.argv if word != "--resume"), "--resume"])
-                print(f"stopped by signal {interruption.args[0]} and saved; to continue: {command}", file=sys.stderr)
-            raise
-        if first:
-            parameters = sum(parameter.numel() for parameter in model.parameters())
-            write_results(folder, run_record(settings, data, execution, parameters, state), model, state["best_model"])
-            sys.stderr.write(warning)
-    leave_processes()
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise UserError(f"{folder} can't be written: {error.strerror}") from error
+        yield
+
+
+def introduce(settings: Settings, execution: Execution, data: Data) -> None:
+    """Print what is about to be trained."""
+    print(f"{settings.experiment} ({describe(config_of(settings))})")
+    print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
+    if settings.data_parallel and execution.parallel == "none":
+        print("no more than one GPU to use: training without DataParallel")
 
 
 def main(stated: Settings, description: str | None) -> None:
@@ -718,18 +733,28 @@ def main(stated: Settings, description: str | None) -> None:
 
     Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 130 after Ctrl-C; 143 after SIGTERM.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch when it ends
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch when it ends
+    settings = parse_arguments(stated, description)
     try:
-        run(parse_arguments(stated, description), stated)
+        run(settings, stated)
+    except WrongOption as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         sys.exit(f"error: {error}")
     except Interrupted as interruption:
+        command = shlex.join(["python", *(word for word in sys.argv if word != "--resume"), "--resume"])
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped by signal {interruption.args[0]} and saved; to continue: {command}", file=sys.stderr)
         sys.exit(128 + interruption.args[0])
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
-            sys.exit("error: there is not enough memory: try a smaller --batch-size or --width")
+            sizes = [name for name, value in options_of(settings).items() if type(value) is int]
+            flags = " or ".join(f"--{name.replace('_', '-')}" for name in ["batch_size", *sizes])
+            sys.exit(f"error: there is not enough memory: try a smaller {flags}")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
             sys.exit("error: the connection to another process is lost; its own message says why")
         raise

@@ -10,13 +10,11 @@ their seed alone are one row: mean ± standard deviation. Runs on synthetic data
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import json
 import math
 import os
-import re
 import statistics
 import sys
 import textwrap
@@ -25,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common import HERE, HISTORY, ArgumentParser, HelpFormatter, config_of, describe, differences, within
+from common import HERE, HISTORY, config_of, describe, differences, stated_settings
+from internals.arguments import ArgumentParser, HelpFormatter, within
 from internals.files import UserError, write_file
 
 MODELSET = HERE / "modelset"
@@ -106,9 +105,7 @@ def find_runs(paths: list[Path]) -> list[Path]:
 
 def stated_config(experiment: str) -> dict | None:
     """The settings that the experiment's script states, or None if it isn't one of the scripts here."""
-    if not re.fullmatch(r"\w+", experiment) or not (HERE / f"{experiment}.py").is_file():
-        return None
-    settings = getattr(importlib.import_module(experiment), "SETTINGS", None)
+    settings = stated_settings(experiment)
     return settings and config_of(settings)
 
 

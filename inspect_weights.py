@@ -12,7 +12,9 @@ a file is executed.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -21,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ArgumentParser, HelpFormatter, LeNet, ResNet18, normalise
+from common import LeNet, ResNet18, normalise, options_of, stated_settings, to_device
+from internals.arguments import ArgumentParser, HelpFormatter
 from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
 from internals.files import UserError, read_torch, write_file
 
@@ -53,22 +56,40 @@ def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()}
 
 
+def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
+    """What a file may be of: the model of the run whose loss.json lies beside it, and those of common.py.
+
+    The latter are shapes without memory, since a file may claim any width.
+    """
+    models = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no loss.json, or not that of a run
+        run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
+        stated = stated_settings(run["experiment"])
+        if stated and stated.model.__name__ == run["config"]["model"]:
+            models.append(stated.model(**{name: run["config"][name] for name in options_of(stated)}))
+    with torch.device("meta"):
+        for model in (LeNet, ResNet18):
+            models.append(model(**getattr(model, "options_from", lambda weights: {})(weights)))
+    return models
+
+
 def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """LeNet or ResNet-18 of whichever width, told by names and shapes, with these weights, in eval mode."""
-    width = len(weights["conv1.weight"]) if weights.get("conv1.weight", torch.tensor(0)).ndim else 64
-    with torch.device("meta"):  # shapes alone, since the file may claim any width
-        model = LeNet() if "fc3.weight" in weights else ResNet18(width)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """The model whose names and shapes these are, with these weights, in eval mode; UserError if there is none."""
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} is neither LeNet nor ResNet-18: {name} is {found.get(name, 'missing')}, expected "
-            f"{expected.get(name, 'none')} ({len(differing)} tensors differ)"
-        )
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
+    others = {}
+    for model in candidates(weights, path):
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        if expected == found:
+            model.load_state_dict(weights, assign=True)
+            return to_device(model, torch.device("cpu")).eval()
+        differing = (name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        others[type(model).__name__] = {name: expected.get(name, "none") for name in differing}
+    nearest = min(others.values(), key=len)
+    name = min(nearest)
+    raise UserError(
+        f"{path} is neither {' nor '.join(others)}: {name} is {found.get(name, 'missing')}, expected "
+        f"{nearest[name]} ({len(nearest)} tensors differ)"
+    )
 
 
 # --- Statistics -------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ The settings are those of original_version_model_multigpu.py but for the weight 
 the original, at 50 epochs (--epochs 50): less overfitting, slightly lower accuracy.
 """
 
-from common import Settings, main
+from common import LeNet, Settings, main
 
 SETTINGS = Settings(
     experiment="l2_regularization",
     folder="L2_regularization_model",
-    model="LeNet",
+    model=LeNet,
     epochs=200,
     lr=0.001,
     momentum=0.95,

@@ -5,12 +5,12 @@
 Reported for the original: the loss falls throughout, test accuracy 60 %.
 """
 
-from common import Settings, main
+from common import LeNet, Settings, main
 
 SETTINGS = Settings(
     experiment="original_version_model",
     folder="original_version_model",
-    model="LeNet",
+    model=LeNet,
     epochs=5,
     lr=0.001,
     momentum=0.9,

@@ -7,12 +7,12 @@ The batch size is the global one: 128 is 32 images per GPU on four. With one GPU
 unwrapped. Reported for the original, on 4 A100: best test accuracy 65.75 %.
 """
 
-from common import Settings, main
+from common import LeNet, Settings, main
 
 SETTINGS = Settings(
     experiment="original_version_model_multigpu",
     folder="original_version_model_multiGPU",
-    model="LeNet",
+    model=LeNet,
     epochs=200,
     lr=0.001,
     momentum=0.95,

@@ -9,12 +9,13 @@ jumping about the minimum. The weight decay of 5e-4 keeps 11 million weights fro
 images by heart, as crop and flip do. Reported for the original: best test accuracy 89.56 %.
 """
 
-from common import Settings, main
+from common import ResNet18, Settings, main
 
 SETTINGS = Settings(
     experiment="resnet_model",
     folder="Resnet",
-    model="ResNet18",
+    model=ResNet18,
+    options={"width": 64},
     epochs=25,
     lr=0.005,
     momentum=0.95,

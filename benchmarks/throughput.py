@@ -11,6 +11,8 @@ Measure while nothing else runs, and trust the ratios more than the images/s.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import platform
 import resource
 import statistics
@@ -61,9 +63,10 @@ class Images(Dataset):
 
 def conventional_steps(settings: common.Settings, data: common.Data, device: torch.device) -> Iterator[int]:
     """Endless steps of the conventional loop; yields each one's images."""
-    model = common.build_model(settings, torch.device("cpu")).to(device, memory_format=torch.contiguous_format)
+    model = common.build_model(settings).to(device)
+    normalisation = getattr(model, "mean", common.CIFAR10_MEAN), getattr(model, "std", common.CIFAR10_STD)
     extra = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if settings.augment else []
-    transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(model.mean, model.std)])
+    transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(*normalisation)])
     loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
     options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
     optimizer, criterion = torch.optim.SGD(model.parameters(), settings.lr, **options), nn.CrossEntropyLoss()
@@ -79,22 +82,14 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
             yield len(labels)
 
 
-def pipeline_steps(
-    settings: common.Settings, data: common.Data, execution: common.Execution, preparing: list[float]
-) -> Iterator[int]:
-    """Endless chunks of this project's pipeline, with what `train` does between them.
+def pipeline_steps(run: common.Run, preparing: list[float]) -> Iterator[int]:
+    """Endless chunks of this project's pipeline, with what `train_epoch` does between them.
 
     Yields each chunk's images, and appends the seconds that it took to prepare to `preparing`.
     """
-    model = common.build_model(settings, execution.device)
-    options = {"weight_decay": settings.weight_decay, "fused": True}
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, **options)
-    weight = torch.tensor(1 / settings.batch_size, device=execution.device)
     bar = tqdm(disable=True)
-    epoch = 0
-    while True:
-        epoch += 1
-        chunks = common.epoch_chunks(data, settings, model, epoch, 0, execution)
+    for epoch in itertools.count(1):
+        chunks = common.epoch_chunks(run, epoch, 0)
         while True:
             started = time.perf_counter()
             chunk = next(chunks, None)
@@ -102,28 +97,25 @@ def pipeline_steps(
             if chunk is None:
                 break
             batches, sizes = chunk
-            losses = common.train_chunk(model, optimizer, batches, [weight] * len(batches), execution.precision)
-            if execution.device.type == "cpu":
+            losses = common.train_chunk(run, batches, sizes)
+            if run.execution.device.type == "cpu":
                 common.check_finite(losses, 1, 0)
                 bar.set_postfix(loss=f"{losses.sum() / sum(sizes):.3f}", refresh=False)
             yield sum(sizes)
 
 
-def bare_steps(settings: common.Settings, data: common.Data, execution: common.Execution) -> Iterator[int]:
+def bare_steps(run: common.Run) -> Iterator[int]:
     """Endless steps of forward, backward and update alone, on batches that are ready."""
-    model = common.build_model(settings, execution.device)
-    options = {"weight_decay": settings.weight_decay, "fused": True}
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, **options)
-    batches, _ = next(common.epoch_chunks(data, settings, model, 1, 0, execution))
-    bf16, parameters = execution.precision == "bf16", list(model.parameters())
+    batches, _ = next(common.epoch_chunks(run, 1, 0))
+    bf16, parameters = run.execution.precision == "bf16", list(run.model.parameters())
     while True:
         for images, labels in batches:
-            with torch.autocast(execution.device.type, torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(model(images).float(), labels)
+            with torch.autocast(run.execution.device.type, torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(run.model(images).float(), labels)
             for parameter in parameters:
                 parameter.grad = None
             loss.backward()
-            optimizer.step()
+            run.optimizer.step()
             yield len(labels)
 
 
@@ -137,12 +129,11 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
     return images / (time.perf_counter() - started)
 
 
-def step_flops(settings: common.Settings, execution: common.Execution) -> float:
+def step_flops(run: common.Run) -> float:
     """Floating-point operations per image of forward and backward, as PyTorch counts them."""
-    model = common.build_model(settings, execution.device)
-    images = torch.randn(4, 3, 32, 32, device=execution.device)
+    images = torch.randn(4, 3, 32, 32, device=run.execution.device)
     with FlopCounterMode(display=False) as counter:
-        model(images).sum().backward()
+        run.model(images).sum().backward()
     return counter.get_total_flops() / 4
 
 
@@ -163,30 +154,31 @@ def main() -> None:
     arrays = [torch.from_numpy(array) for array in synthetic_images()]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads")
-    lines, threads = [], torch.get_num_threads()
+    lines = []
     progress = tqdm(total=len(devices) * len(CASES) * ROUNDS, disable=None, leave=False, unit=" rounds")
     for device_name in devices:
         for name, (stated, seconds) in CASES.items():
             settings = dataclasses.replace(stated, device=device_name, data_parallel=False)
             execution = common.start_execution(settings)
             device = execution.device
-            data = common.Data(*(array.to(device) for array in arrays), "synthetic", "synthetic.py")
+            data = common.Data(*arrays, "synthetic", "synthetic.py")
             prepared: list[float] = []
-            tiny = device.type == "cpu" and settings.batch_size <= common.TINY_BATCH_SIZE
-            rows = {
-                "conventional": (conventional_steps(settings, data, device), False),
-                "pipeline": (pipeline_steps(settings, data, execution, prepared), tiny),
-                "bare": (bare_steps(settings, data, execution), tiny),
+            ours, bare = (
+                common.prepare_run(settings, execution, data, common.build_model(settings), Path()) for _ in range(2)
+            )
+            rows = {  # the steps, and the batch size that decides how the CPU takes them
+                "conventional": (conventional_steps(settings, data, device), math.inf),
+                "pipeline": (pipeline_steps(ours, prepared), settings.batch_size),
+                "bare": (bare_steps(bare), settings.batch_size),
             }
             rates: dict[str, list[float]] = {row: [] for row in rows}
             preparing, products = [], []
             for round_ in range(ROUNDS + 1):  # the first one warms up
                 progress.set_description(f"{device}: {name}")
-                for row, (steps, is_tiny) in rows.items():
-                    common.use_tiny_steps(is_tiny, threads)
+                for row, (steps, batch_size) in rows.items():
                     prepared.clear()
-                    rates[row].append(measure(steps, seconds if round_ else seconds / 4, device))
-                    common.use_tiny_steps(False, threads)
+                    with common.tiny_steps(batch_size):
+                        rates[row].append(measure(steps, seconds if round_ else seconds / 4, device))
                     if row == "pipeline":
                         preparing.append(100 * sum(prepared) / seconds)
                 if "ResNet" in name:
@@ -201,7 +193,7 @@ def main() -> None:
             line.append(f"{statistics.median(preparing[1:]):.1f}")
             flops = ""
             if products:
-                achieved, product = step_flops(settings, execution) * pipeline, statistics.median(products[1:])
+                achieved, product = step_flops(ours) * pipeline, statistics.median(products[1:])
                 flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
             lines.append([*line, flops])
     progress.close()

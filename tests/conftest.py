@@ -105,26 +105,31 @@ def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def _child(script: str, arguments: list[str], log: Path, env: dict[str, str]) -> None:
+def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -> None:
     os.environ.update(env)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = [str(ROOT / f"{script}.py"), *arguments]
+    sys.argv = [str(script), *arguments]
     import torch
 
-    from internals import cifar10
-
     torch.set_num_threads(1)
-    cifar10.DATA_DIR = Path(env["CIFAR10_DIR"])
+    if script.parent == ROOT:
+        from internals import cifar10
+
+        cifar10.DATA_DIR = Path(env["CIFAR10_DIR"])
+    else:  # a copy, which has its own common.py
+        for name in [name for name in sys.modules if name.split(".")[0] in ("common", "internals")]:
+            del sys.modules[name]
+        sys.path[:] = [str(script.parent), *(path for path in sys.path if path != str(ROOT))]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Script:
-    """An experiment script in a process of its own, forked from one that has imported torch already."""
+    """A script in a process of its own, forked from one that has imported torch already."""
 
-    def __init__(self, script: str, *arguments: object, data_dir: Path, log: Path) -> None:
+    def __init__(self, script: Path, *arguments: object, log: Path, data_dir: Path) -> None:
         self.log = log
-        words = [str(word) for word in (*arguments, "--data-dir", data_dir)]
+        words = [str(word) for word in arguments]
         self.process = FORKSERVER.Process(target=_child, args=(script, words, log, environment(data_dir)))
         self.process.start()
 
@@ -140,10 +145,12 @@ class Script:
 
 @pytest.fixture
 def start(tmp_path: Path, data_dir: Path):
-    """Starts a script on the small data set, in the background."""
+    """Starts an experiment, or any script by its path, on the small data set, in the background."""
     scripts = []
 
-    def start(script: str, *arguments: object, data_dir: Path = data_dir) -> Script:
+    def start(script: str | Path, *arguments: object, data_dir: Path = data_dir) -> Script:
+        if isinstance(script, str):
+            script, arguments = ROOT / f"{script}.py", (*arguments, "--data-dir", data_dir)
         scripts.append(Script(script, *arguments, data_dir=data_dir, log=tmp_path / f"log{len(scripts)}"))
         return scripts[-1]
 
@@ -154,7 +161,7 @@ def start(tmp_path: Path, data_dir: Path):
 
 @pytest.fixture
 def run(start):
-    """Runs a script on the small data set, to its end."""
+    """Runs what `start` starts, to its end."""
     return lambda *arguments, **options: start(*arguments, **options).finish()
 
 

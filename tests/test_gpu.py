@@ -1,6 +1,8 @@
 """On one or more GPUs; skipped where there are none."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 SMALL = {
     "LeNet": dataclasses.replace(LENET, epochs=3, lr=0.01, batch_size=32),
-    "ResNet18": dataclasses.replace(RESNET, epochs=2, width=16, batch_size=32),
+    "ResNet18": dataclasses.replace(RESNET, epochs=2, options={"width": 16}, batch_size=32),
 }
 
 
@@ -24,16 +26,17 @@ def small_data(device: str) -> common.Data:
     return common.Data(*arrays, "synthetic", "test")
 
 
-def train(settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none") -> tuple[dict, dict]:
-    """The history and the weights of a short run."""
+def prepare(settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none") -> common.Run:
     execution = Execution(torch.device(device), precision, parallel)
-    model = common.build_model(settings, execution.device)
-    options = {"weight_decay": settings.weight_decay, "fused": True}
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, **options)
-    nothing = lambda *_: None  # noqa: E731
-    data = small_data(device)
-    state = common.train(settings, data, model, optimizer, execution, common.new_state(), nothing, nothing)
-    return state["history"], common.plain_weights(model)
+    folder = Path(tempfile.mkdtemp())
+    return common.prepare_run(settings, execution, small_data(device), common.build_model(settings), folder)
+
+
+def train(*arguments: object, **options: object) -> tuple[dict, dict]:
+    """The history and the weights of a short run."""
+    run = prepare(*arguments, **options)
+    state = common.train(run, common.new_state())
+    return state["history"], common.plain_weights(run.model)
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -63,17 +66,14 @@ def test_bf16_and_fp32_reach_the_same_loss(model: str) -> None:
 @pytest.mark.parametrize("model", SMALL)
 def test_the_host_never_waits_within_an_epoch(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(common.CHUNK_IMAGES, "cuda", 128)
-    settings, execution = SMALL[model], Execution(torch.device("cuda"), "bf16", "none")
-    net, data = common.build_model(settings, execution.device), small_data("cuda")
-    optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, fused=True)
-    weight = torch.tensor(1 / settings.batch_size, device="cuda")
+    run = prepare(SMALL[model], "cuda", "bf16")
 
     def step() -> torch.Tensor:
-        batches, _ = next(chunks)
+        batches, sizes = next(chunks)
         assert {images.device.type for images, _ in batches} == {"cuda"}
-        return common.train_chunk(net, optimizer, batches, [weight] * len(batches), "bf16")
+        return common.train_chunk(run, batches, sizes)
 
-    chunks = common.epoch_chunks(data, settings, net, 1, 0, execution)
+    chunks = common.epoch_chunks(run, 1, 0)
     step()  # the epoch's permutation comes from the host, once
     torch.cuda.set_sync_debug_mode("error")
     try:

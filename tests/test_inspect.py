@@ -21,8 +21,8 @@ def inspect(tmp_path: Path, data_dir: Path):
 
     def inspect(*arguments: object) -> tuple[int, str, str]:
         log = tmp_path / "inspect-log"
-        words = [str(word) for word in arguments]
-        process = FORKSERVER.Process(target=_child, args=("inspect_weights", words, log, environment(data_dir)))
+        words, script = [str(word) for word in arguments], ROOT / "inspect_weights.py"
+        process = FORKSERVER.Process(target=_child, args=(script, words, log, environment(data_dir)))
         process.start()
         process.join(60)
         return process.exitcode, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text()
@@ -156,7 +156,7 @@ def test_another_architecture_is_inspected_but_not_evaluated(inspect, tmp_path: 
     torch.save(weights, path)
     code, out, _ = inspect(path)
     assert code == 0 and "total" in out and (tmp_path / "weights.png").is_file()
-    with pytest.raises(UserError, match="neither LeNet nor ResNet-18"):
+    with pytest.raises(UserError, match="neither LeNet nor ResNet18"):
         inspect_weights.recognise(inspect_weights.read_weights(path), path)
     code, _, err = inspect(path, "--evaluate")
     assert code == 1 and len(err.splitlines()) == 1 and "expected" in err

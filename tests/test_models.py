@@ -52,6 +52,5 @@ def test_dropout_changes_no_parameter_name() -> None:
 def test_seed_decides_the_weights() -> None:
     from original_version_model import SETTINGS
 
-    cpu = torch.device("cpu")
-    first, second = (common.build_model(SETTINGS, cpu).fc3.weight for _ in range(2))
+    first, second = (common.build_model(SETTINGS).fc3.weight for _ in range(2))
     assert torch.equal(first, second)

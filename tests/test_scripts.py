@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import EXPERIMENTS, ROOT, read_run, run_command, same_losses, same_weights
 
+from common import options_of
+
 QUICK = {
     "original_version_model": ("--epochs", 3, "--lr", 0.005),
     "original_version_model_multigpu": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
@@ -48,13 +50,14 @@ def test_the_stated_settings_are_those_of_the_experiments() -> None:
     stated = {}
     for script in EXPERIMENTS:
         s = __import__(script).SETTINGS
-        stated[s.folder] = (s.model, s.epochs, s.lr, s.momentum, s.batch_size, s.weight_decay, s.dropout, s.augment)
+        numbers = (s.epochs, s.lr, s.momentum, s.batch_size, s.weight_decay)
+        stated[s.folder] = (s.model.__name__, *numbers, dict(s.options), s.augment)
     assert stated == {
-        "original_version_model": ("LeNet", 5, 0.001, 0.9, 4, 0, 0, False),
-        "original_version_model_multiGPU": ("LeNet", 200, 0.001, 0.95, 128, 0, 0, False),
-        "L2_regularization_model": ("LeNet", 200, 0.001, 0.95, 128, 1e-4, 0, False),
-        "Dropout_regularization": ("LeNet", 200, 0.001, 0.95, 128, 0, 0.5, False),
-        "Resnet": ("ResNet18", 25, 0.005, 0.95, 128, 5e-4, 0, True),
+        "original_version_model": ("LeNet", 5, 0.001, 0.9, 4, 0, {}, False),
+        "original_version_model_multiGPU": ("LeNet", 200, 0.001, 0.95, 128, 0, {}, False),
+        "L2_regularization_model": ("LeNet", 200, 0.001, 0.95, 128, 1e-4, {}, False),
+        "Dropout_regularization": ("LeNet", 200, 0.001, 0.95, 128, 0, {"dropout": 0.5}, False),
+        "Resnet": ("ResNet18", 25, 0.005, 0.95, 128, 5e-4, {"width": 64}, True),
     }
 
 
@@ -63,11 +66,12 @@ def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
     done = run(script, "--help")
     assert done.code == 0
     settings = __import__(script).SETTINGS
-    own = "dropout" if settings.model == "LeNet" else "width"
     flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
+    own = "width" if script == "resnet_model" else "dropout"
     for flag in [*flags, own]:
         assert f"--{flag}" in done.out
-        assert f"(default: {getattr(settings, flag.replace('-', '_'))})" in " ".join(done.out.split())
+        default = (vars(settings) | options_of(settings))[flag.replace("-", "_")]
+        assert f"(default: {default})" in " ".join(done.out.split())
     assert all(flag in done.out for flag in ("--augment, --no-augment", "--data-dir", "--output", "--resume"))
 
 
@@ -99,18 +103,6 @@ def test_cifar10_asked_for_but_not_to_be_had_is_an_error(copied: Path) -> None:
     mirrors = ("zenodo.org", "scidata.sjtu.edu.cn", "cave.cs.toronto.edu", "www.cs.toronto.edu")
     assert all(mirror in message for mirror in mirrors) and "--data-dir" in message
     assert list((copied / "modelset").iterdir()) == []
-
-
-def test_a_sixth_experiment_is_one_small_file(copied: Path, data_dir: Path) -> None:
-    (copied / "sixth.py").write_text(
-        "from common import Settings, main\n"
-        'SETTINGS = Settings("sixth", "Sixth", "ResNet18", epochs=1, lr=0.1, momentum=0, batch_size=50, width=2)\n'
-        'if __name__ == "__main__":\n'
-        '    main(SETTINGS, "A sixth experiment.")\n'
-    )
-    done = run_command("python", copied / "sixth.py", "--lr", 0.2, data_dir=data_dir)
-    assert done.code == 0, done.err
-    assert read_run(copied / "modelset" / "Sixth" / "lr=0.2")["config"]["lr"] == 0.2
 
 
 WRONG_ARGUMENTS = [

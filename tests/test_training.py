@@ -1,6 +1,7 @@
 """The loop and what surrounds it, in this process."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,28 +22,31 @@ def small_data(images: int = 40) -> common.Data:
     return common.Data(*arrays, "synthetic", "test")
 
 
-def train(settings: common.Settings, data: common.Data) -> tuple[dict, torch.nn.Module]:
-    model = common.build_model(settings, ALONE.device)
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, fused=True)
-    nothing = lambda *_: None  # noqa: E731
-    return common.train(settings, data, model, optimizer, ALONE, common.new_state(), nothing, nothing), model
+@pytest.fixture
+def prepare(tmp_path: Path):
+    """Makes a run that is ready to be trained."""
+
+    def prepare(settings: common.Settings, data: common.Data, execution: Execution = ALONE) -> common.Run:
+        return common.prepare_run(settings, execution, data, common.build_model(settings), tmp_path)
+
+    return prepare
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         dataclasses.replace(LENET, epochs=150, batch_size=20, lr=0.02),
-        dataclasses.replace(RESNET, epochs=40, batch_size=20, lr=0.01, width=8, augment=False),
+        dataclasses.replace(RESNET, epochs=40, batch_size=20, lr=0.01, options={"width": 8}, augment=False),
     ],
     ids=["LeNet", "ResNet18"],
 )
-def test_a_tiny_set_is_learnt_by_heart(settings: common.Settings) -> None:
-    state, _ = train(settings, small_data())
+def test_a_tiny_set_is_learnt_by_heart(prepare, settings: common.Settings) -> None:
+    state = common.train(prepare(settings, small_data()), common.new_state())
     assert state["history"]["train_accuracy"][-1] == 100
 
 
-def test_history_and_steps_describe_every_epoch() -> None:
-    state, _ = train(dataclasses.replace(LENET, epochs=2), small_data(99))
+def test_history_and_steps_describe_every_epoch(prepare) -> None:
+    state = common.train(prepare(dataclasses.replace(LENET, epochs=2), small_data(99)), common.new_state())
     assert {name: len(values) for name, values in state["history"].items()} == dict.fromkeys(common.HISTORY, 2)
     assert len(state["steps"]["epoch"]) == len(state["steps"]["train_loss"]) == 24
     assert state["steps"]["epoch"][11] == 1 and state["steps"]["epoch"][23] == 2
@@ -52,13 +56,12 @@ def test_history_and_steps_describe_every_epoch() -> None:
     assert whole == pytest.approx(state["history"]["train_loss"][0], rel=1e-4)
 
 
-def test_every_image_is_used_once_an_epoch_in_another_order_each_time() -> None:
+def test_every_image_is_used_once_an_epoch_in_another_order_each_time(prepare) -> None:
     data = small_data(50)
     data = dataclasses.replace(data, train_labels=torch.arange(50))  # so that labels name images
-    model = common.build_model(LENET, ALONE.device)
-    orders = []
+    run, orders = prepare(dataclasses.replace(LENET, batch_size=4), data), []
     for epoch in (1, 2):
-        chunks = list(common.epoch_chunks(data, dataclasses.replace(LENET, batch_size=4), model, epoch, 0, ALONE))
+        chunks = list(common.epoch_chunks(run, epoch, 0))
         labels = [labels for batches, _ in chunks for _, labels in batches]
         assert [len(part) for part in labels] == [4] * 12 + [2]
         orders.append(torch.cat(labels).tolist())
@@ -68,12 +71,11 @@ def test_every_image_is_used_once_an_epoch_in_another_order_each_time() -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("augment", [False, True])
-def test_processes_share_out_the_same_batches(world_size: int, augment: bool) -> None:
+def test_processes_share_out_the_same_batches(prepare, world_size: int, augment: bool) -> None:
     data, settings = small_data(50), dataclasses.replace(LENET, batch_size=7, augment=augment)
-    model = common.build_model(LENET, ALONE.device)
 
     def batches(execution: Execution) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [pair for part, _ in common.epoch_chunks(data, settings, model, 3, 0, execution) for pair in part]
+        return [pair for part, _ in common.epoch_chunks(prepare(settings, data, execution), 3, 0) for pair in part]
 
     ranks = [Execution(ALONE.device, "fp32", "none", rank, world_size) for rank in range(world_size)]
     shares = zip(*(batches(rank) for rank in ranks), strict=True)
@@ -82,13 +84,9 @@ def test_processes_share_out_the_same_batches(world_size: int, augment: bool) ->
         assert torch.equal(labels, torch.cat([part for _, part in parts]))
 
 
-def test_an_epoch_taken_up_again_has_the_same_batches() -> None:
-    data, settings = small_data(50), dataclasses.replace(LENET, batch_size=4, augment=True)
-    model = common.build_model(LENET, ALONE.device)
-    whole, rest = (
-        [images for part, _ in common.epoch_chunks(data, settings, model, 1, step, ALONE) for images, _ in part]
-        for step in (0, 5)
-    )
+def test_an_epoch_taken_up_again_has_the_same_batches(prepare) -> None:
+    run = prepare(dataclasses.replace(LENET, batch_size=4, augment=True), small_data(50))
+    whole, rest = ([i for part, _ in common.epoch_chunks(run, 1, step) for i, _ in part] for step in (0, 5))
     assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
 
 
@@ -118,22 +116,22 @@ def test_cosine_schedule_falls_from_lr_towards_zero_over_the_runs_own_epochs() -
     assert {common.learning_rate(LENET, epoch) for epoch in range(1, 6)} == {0.001}
 
 
-def test_evaluation_counts_every_image() -> None:
-    data, model = small_data(301), common.build_model(LENET, ALONE.device)
-    loss, accuracy = common.evaluate(model, data.train_images, data.train_labels, ALONE)
-    logits = model(common.normalise(data.train_images, model))
+def test_evaluation_counts_every_image(prepare) -> None:
+    data = small_data(301)
+    run = prepare(LENET, data)
+    loss, accuracy = common.evaluate(run, data.train_images, data.train_labels)
+    logits = run.model(common.normalise(data.train_images, run.model))
     assert accuracy == pytest.approx(100 * logits.argmax(1).eq(data.train_labels).float().mean().item())
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, data.train_labels).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("model", ["LeNet", "ResNet18"])
-def test_bf16_stays_close_to_fp32(model: str) -> None:
-    stated = LENET if model == "LeNet" else dataclasses.replace(RESNET, width=16, augment=False)
+def test_bf16_stays_close_to_fp32(prepare, model: str) -> None:
+    stated = LENET if model == "LeNet" else dataclasses.replace(RESNET, options={"width": 16}, augment=False)
     losses = []
     for precision in ("fp32", "bf16"):
-        execution = Execution(ALONE.device, precision, "none")
-        net = common.build_model(stated, ALONE.device)
-        losses.append(common.evaluate(net, small_data().train_images, small_data().train_labels, execution)[0])
+        run = prepare(stated, small_data(), Execution(ALONE.device, precision, "none"))
+        losses.append(common.evaluate(run, run.data.train_images, run.data.train_labels)[0])
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 
 
@@ -159,7 +157,7 @@ def test_data_parallel_is_left_out_without_several_gpus() -> None:
     execution = common.start_execution(dataclasses.replace(SETTINGS, device="cpu"))
     assert execution.parallel == "none" and execution.world_size == 1
     model = common.LeNet()
-    assert common.parallel_model(model, execution) is model
-    wrapped = common.parallel_model(model, Execution(ALONE.device, "fp32", "DataParallel"))
+    assert common.parallel_network(model, execution) is model
+    wrapped = common.parallel_network(model, Execution(ALONE.device, "fp32", "DataParallel"))
     assert isinstance(wrapped, torch.nn.DataParallel) and wrapped.module is model
     assert not any(name.startswith("module.") for name in common.plain_weights(model))

@@ -1,0 +1,101 @@
+"""Where a run is trained: its device, precision and processes, and what it changes in its process meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from internals.processes import join_processes
+
+if TYPE_CHECKING:
+    from common import Settings
+
+TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How this process trains, alone or among those that `torchrun` started."""
+
+    device: torch.device
+    precision: str  # "fp32" or "bf16"
+    parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
+    rank: int = 0
+    world_size: int = 1  # processes
+
+
+def start_execution(settings: Settings) -> Execution:
+    """Choose the device and, under `torchrun`, join the other processes; UserError if there are too few GPUs."""
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    precision = choose_precision(settings, name)
+    if not dist.is_torchelastic_launched():
+        several = settings.data_parallel and name == "cuda" and torch.cuda.device_count() > 1
+        return Execution(torch.device(name), precision, "DataParallel" if several else "none")
+    name, rank, world_size = join_processes(name)
+    return Execution(torch.device(name), precision, "DistributedDataParallel", rank, world_size)
+
+
+def choose_precision(settings: Settings, device: str) -> str:
+    """ "bf16" or "fp32"; auto takes bf16 for a model that gains from it, where the device multiplies it faster."""
+    if settings.precision != "auto" or not getattr(settings.model, "bf16", False):
+        return settings.precision.replace("auto", "fp32")
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 can't tell
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+    return "bf16" if device == "cpu" and fast else "fp32"
+
+
+def environment_record(execution: Execution) -> dict[str, object]:
+    """What `loss.json` says of where a run was trained."""
+    cuda = execution.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(execution.device) if cuda else execution.device.type,
+        "platform": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": execution.precision,
+        "parallel": execution.parallel,
+        "world_size": torch.cuda.device_count() if execution.parallel == "DataParallel" else execution.world_size,
+    }
+
+
+@contextlib.contextmanager
+def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
+    """Collect the numbers of Ctrl-C and SIGTERM in `signals`; at the end, all that a run changes is as it was."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
+            handler = signal.signal(number, lambda number, frame: signals.append(number))
+            stack.callback(signal.signal, number, handler)
+        if device.type == "cuda":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+            stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+            torch.backends.cudnn.benchmark = True
+        yield
+
+
+@contextlib.contextmanager
+def tiny_steps(batch_size: int) -> Iterator[None]:
+    """What is fastest on the CPU for tiny batches, if `batch_size` is that."""
+    threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    if batch_size <= TINY_BATCH_SIZE:
+        torch.set_num_threads(1)
+        torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.mkldnn.enabled = enabled

@@ -1,0 +1,39 @@
+"""The picture of one run, `loss.png`, and how its result reads."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+
+ACCURACIES = (
+    "test accuracy {final_test_accuracy:.2f} % at the end, {best_test_accuracy:.2f} % at best (epoch {best_epoch})"
+)
+
+
+def describe(config: dict[str, object]) -> str:
+    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
+    return ",".join(f"{name}={str(value).removesuffix('.0')}" for name, value in config.items())
+
+
+def draw_losses(run: dict) -> bytes:
+    """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs."""
+    from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
+
+    history = run["history"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#9ecae1", label="training, within the epochs")
+    marker = "o" if len(history["epoch"]) <= 30 else ""
+    for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
+        axes.plot(history["epoch"], history[f"train_{what}"], f"{marker}-", color="#0072B2", ms=4, label="training")
+        axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}--", color="#D55E00", ms=4, label="test")
+        axes.set(xlabel="epoch", ylabel=f"{what} ({unit})")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
+    title = f"{run['experiment']}{stand_in}: {ACCURACIES.format(**run['result'])}"
+    figure.suptitle(f"{title}\n{textwrap.fill(describe(run['config']).replace(',', ', '), 120)}", fontsize=10)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

@@ -1,0 +1,163 @@
+"""A model of one's own: the README's script, as it stands there, and Python instead of the command line."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+import torch
+from conftest import ROOT, read_run, run_command, same_losses, same_weights
+
+import common
+from original_version_model import SETTINGS as LENET
+
+
+@pytest.fixture
+def perceptron(copied: Path) -> Path:
+    """The README's script, in a copy of the repository."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## Your own model\n")[1].split("\n## ")[0]
+    path = copied / "perceptron.py"
+    path.write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8")
+    return path
+
+
+def folder_of(perceptron: Path, name: str) -> Path:
+    return perceptron.parent / "modelset" / "Perceptron" / name
+
+
+def test_it_trains_is_compared_and_evaluated(run, perceptron: Path) -> None:
+    done = run(perceptron, "--hidden", 20, "--device", "cpu")
+    assert done.code == 0, done.err
+    folder = folder_of(perceptron, "hidden=20")
+    record = read_run(folder)
+    assert record["config"]["model"] == "Perceptron" and record["config"]["hidden"] == 20
+    done = run(perceptron.parent / "compare_results.py")
+    assert done.code == 0, done.err
+    assert re.search(r"perceptron +hidden=20 ", done.out)
+    done = run(perceptron.parent / "inspect_weights.py", folder, "--evaluate")
+    assert done.code == 0, done.err
+    assert f"test accuracy {record['result']['final_test_accuracy']:.2f} %" in done.out
+
+
+@pytest.mark.parametrize("value", ["0", "many"])
+def test_a_value_that_it_cannot_take_is_one_line_and_code_2(run, perceptron: Path, value: str) -> None:
+    done = run(perceptron, "--hidden", value)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1 and "--hidden" in done.err, done.err
+    assert not (perceptron.parent / "modelset" / "Perceptron").exists()
+
+
+def test_interrupted_and_resumed_it_ends_the_same(run, start, perceptron: Path) -> None:
+    assert run(perceptron, "--epochs", 30, "--output", perceptron.parent / "whole").code == 0
+    folder = folder_of(perceptron, "epochs=30")
+    interrupted = start(perceptron, "--epochs", 30)
+    while not (folder / "checkpoint.pth").exists():
+        time.sleep(0.002)
+    os.kill(interrupted.process.pid, signal.SIGTERM)
+    assert interrupted.finish().code == 143
+    done = run(perceptron, "--epochs", 30, "--resume")
+    assert done.code == 0 and "resuming at epoch" in done.out, done.err
+    assert same_losses(folder, perceptron.parent / "whole")
+    assert same_weights(folder / "model.pth", perceptron.parent / "whole" / "model.pth")
+
+
+def test_under_torchrun_it_is_the_single_process(run, perceptron: Path, data_dir: Path) -> None:
+    command = ("torchrun", "--standalone", "--nproc-per-node=2", perceptron, "--epochs", 3, "--device", "cpu")
+    done = run_command(*command, data_dir=data_dir)
+    assert done.code == 0, done.err
+    several = read_run(folder_of(perceptron, "epochs=3"))
+    assert several["environment"]["world_size"] == 2
+    assert run(perceptron, "--epochs", 3, "--device", "cpu").code == 0
+    alone = read_run(folder_of(perceptron, "epochs=3"))
+    for name in ("train_loss", "test_loss", "test_accuracy"):
+        assert several["history"][name] == pytest.approx(alone["history"][name], rel=1e-4), name
+
+
+# --- From Python
+
+
+class OneWeight(torch.nn.Module):
+    """A model that says nothing of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.mean((2, 3)))
+
+
+def test_a_model_that_says_nothing_gets_the_defaults(data_dir: Path, tmp_path: Path) -> None:
+    settings = common.Settings("one", "One", OneWeight, 1, lr=0.1, momentum=0.9, batch_size=10, data_dir=data_dir)
+    record = common.run(common.dataclasses.replace(settings, output=tmp_path / "out", device="cpu"))
+    assert record == read_run(tmp_path / "out")
+    assert record["config"]["model"] == "OneWeight" and record["environment"]["precision"] == "fp32"
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 32, 32)
+    assert torch.equal(common.normalise(images, OneWeight()), common.normalise(images, common.ResNet18(4)))
+
+
+def settings_for(data_dir: Path, output: Path, **changes: object) -> common.Settings:
+    return common.dataclasses.replace(LENET, data_dir=data_dir, output=output, **changes)
+
+
+def test_a_run_leaves_the_process_as_it_was(data_dir: Path, tmp_path: Path) -> None:
+    def state() -> tuple:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        return *handlers, torch.get_num_threads(), torch.backends.mkldnn.enabled, torch.get_rng_state().tolist()
+
+    before = state()
+    common.run(settings_for(data_dir, tmp_path / "out", epochs=1))
+    assert state() == before
+    with pytest.raises(common.UserError, match="lr"):
+        common.run(settings_for(data_dir, tmp_path / "out", epochs=1, lr=1e9))
+    assert state() == before
+
+
+def test_ctrl_c_is_an_exception_and_the_run_can_go_on(data_dir: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGINT)
+
+    def press_ctrl_c() -> None:
+        while not (out / "checkpoint.pth").exists():
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press_ctrl_c)
+    pressing.start()
+    with pytest.raises(common.Interrupted, match="signal 2 and saved"):
+        common.run(settings_for(data_dir, out, epochs=50))
+    pressing.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    record = common.run(settings_for(data_dir, out, epochs=50, resume=True))
+    assert record["history"]["epoch"] == list(range(1, 51))
+
+
+def test_a_thread_other_than_the_main_one_can_train(data_dir: Path, tmp_path: Path) -> None:
+    records = []
+    thread = threading.Thread(target=lambda: records.append(common.run(settings_for(data_dir, tmp_path, epochs=1))))
+    thread.start()
+    thread.join()
+    assert records == [read_run(tmp_path)]
+
+
+def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
+    cells = [
+        f"%cd -q {ROOT}",
+        "import dataclasses, signal, common, original_version_model",
+        "before = signal.getsignal(signal.SIGINT)",
+        "settings = dataclasses.replace(original_version_model.SETTINGS, epochs=1)",
+        f"record = common.run(dataclasses.replace(settings, data_dir='{data_dir}', output='{tmp_path}/a'))",
+        "assert signal.getsignal(signal.SIGINT) is before",
+        "assert len(record['history']['test_accuracy']) == 1",
+        f"%run original_version_model.py --epochs 1 --data-dir {data_dir} --output {tmp_path}/b",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+    printed = "".join(output["text"] for output in notebook.cells[-1]["outputs"])
+    assert "test accuracy" in printed and f"results in {tmp_path}/b" in printed
+    assert same_losses(tmp_path / "a", tmp_path / "b")
