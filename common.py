@@ -31,10 +31,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from internals.arguments import ArgumentParser, HelpFormatter, device_name, within
-from internals.cifar10 import ARRAYS, DATA_DIR, Data, DataUnavailable, load_cifar10
-from internals.execution import Execution, environment_record, process_settings, start_execution, tiny_steps
+from internals.cifar10 import DATA_DIR, Data, DataUnavailable, hold_out, load_cifar10
+from internals.execution import (
+    Execution,
+    InPrecision,
+    environment_record,
+    parallel_network,
+    process_settings,
+    start_execution,
+    tiny_steps,
+)
 from internals.files import UserError, locked, read_torch, write_file, write_torch
-from internals.loss_plot import ACCURACIES, describe, draw_losses
+from internals.loss_plot import describe, describe_result, draw_losses
 from internals.processes import BatchNorm2d, from_rank_0, leave_processes, total
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +79,7 @@ class Settings:
     augment: bool = False  # random crop with padding 4, and horizontal flip
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
     seed: int = 0
+    validation_images: int = 0  # training images, kept out of training, that choose the best epoch
     device: str = "auto"
     precision: str = "auto"
     dataset: str = "auto"
@@ -90,7 +99,8 @@ def config_of(settings: Settings) -> dict[str, object]:
     """The settings that decide a run's result, as `loss.json` and the checkpoint keep them."""
     optimisation = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay", "batch_size")}
     rest = {name: getattr(settings, name) for name in ("augment", "schedule", "precision", "epochs", "seed")}
-    return {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest}
+    held_out = {"validation_images": settings.validation_images} if settings.validation_images else {}
+    return {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest, **held_out}
 
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
@@ -109,6 +119,8 @@ def parse_arguments(stated: Settings, description: str | None) -> Settings:
     add("--batch-size", type=within(int, 1, 2**31), help="images per step, over all GPUs and processes")
     add("--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip")
     add("--seed", type=within(int, 0, 2**32), help="of the weights, the order of images, and dropout")
+    validation_help = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
+    add("--validation-images", type=within(int, 0, 2**31), metavar="N", help=validation_help)
     add("--device", type=device_name, help="auto, cpu, cuda, cuda:N or mps")
     add("--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 if the model gains from it on this device")
     dataset_help = "auto: CIFAR-10, or a synthetic stand-in where it can't be had"
@@ -297,42 +309,16 @@ class Run:
     signals: list[int]  # numbers of those that have arrived
 
 
-class InPrecision(nn.Module):
-    """A model that computes in bf16 or fp32, also in `DataParallel`'s threads, and whose logits are float32."""
-
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.model, self.bf16 = model, precision == "bf16"
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model(images).float()
-
-
 def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.Module, folder: Path) -> Run:
     """Everything that training needs, on the execution's device."""
     model = to_device(model, execution.device)
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
     )
-    data = dataclasses.replace(data, **{name: getattr(data, name).to(execution.device) for name in ARRAYS})
+    arrays = {name: value.to(execution.device) for name, value in vars(data).items() if isinstance(value, Tensor)}
+    data = dataclasses.replace(data, **arrays)
     network = parallel_network(InPrecision(model, execution.precision), execution)
     return Run(settings, execution, data, model, network, optimizer, folder, [])
-
-
-def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
-    """`network`, whose own parameters are trained, wrapped for several GPUs or processes.
-
-    `DataParallel` copies the model to the GPUs at every step and splits the batch among them;
-    `DistributedDataParallel` has one process per GPU, which exchange nothing but gradients.
-    """
-    if execution.parallel == "none":
-        return network
-    if execution.parallel == "DataParallel":
-        return nn.DataParallel(network)
-    if execution.device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return nn.parallel.DistributedDataParallel(network)
 
 
 # --- Training and evaluation ------------------------------------------------------------------
@@ -484,7 +470,11 @@ def evaluate_epoch(run: Run, state: dict, losses: Tensor) -> dict[str, float]:
     check_finite(torch.tensor(test_loss), state["epoch"], state["step"] - 1)
     train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(run.settings, state["epoch"])
     row = (state["epoch"], train_loss, train_accuracy, test_loss, test_accuracy, rate, state["seconds"])
-    return dict(zip(HISTORY, row, strict=True))
+    validation = {}
+    if len(data.validation_labels):
+        loss, accuracy = evaluate(run, data.validation_images, data.validation_labels)
+        validation = {"validation_loss": loss, "validation_accuracy": accuracy}
+    return dict(zip(HISTORY, row, strict=True)) | validation
 
 
 def progress_bar(run: Run, state: dict) -> tqdm:
@@ -541,13 +531,21 @@ def epoch_losses(state: dict) -> Tensor:
 
 def next_epoch(run: Run, state: dict, losses: Tensor, row: dict[str, float]) -> dict:
     """The state at the beginning of the next epoch: the ended one's steps had these losses; `row` is its history."""
-    best, count = max(state["history"]["test_accuracy"], default=-1), len(run.data.train_labels)
+    history = {name: [*state["history"].get(name, []), value] for name, value in row.items()}
+    best = best_epoch(history)[0] == row["epoch"]
+    size, count = run.settings.batch_size, len(run.data.train_labels)
     return new_state() | {
         "epoch": state["epoch"] + 1,
-        "history": {name: [*values, row[name]] for name, values in state["history"].items()},
-        "steps": finer_losses(state["steps"], losses, state["epoch"], run.settings.batch_size, count),
-        "best_model": plain_weights(run.model) if row["test_accuracy"] > best else state["best_model"],
+        "history": history,
+        "steps": finer_losses(state["steps"], losses, state["epoch"], size, count),
+        "best_model": plain_weights(run.model) if best else state["best_model"],
     }
+
+
+def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
+    """The first epoch with the best accuracy, and whether "validation" or "test" images chose it."""
+    images = "validation" if "validation_accuracy" in history else "test"
+    return history["epoch"][int(np.argmax(history[f"{images}_accuracy"]))], images
 
 
 def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
@@ -598,8 +596,9 @@ def saved_state(folder: Path, settings: Settings, dataset: dict[str, object]) ->
     if not resume:
         print(f"{path} is a checkpoint of epoch {state['epoch']}: --resume continues it. Starting afresh.")
         return new_state()
-    was = state["config"] | state["dataset"]
-    changed = differences(config_of(settings) | dataset, was)
+    none = {"validation_images": 0}  # as where nothing is said of them
+    was = none | state["config"] | state["dataset"]
+    changed = differences(none | config_of(settings) | dataset, was)
     if settings.schedule == "constant" and settings.epochs >= was["epochs"]:
         changed.pop("epochs", None)
     if changed:
@@ -642,20 +641,22 @@ def describe_epoch(run: Run, row: dict[str, float]) -> str:
 
 def dataset_record(data: Data) -> dict[str, object]:
     """What `loss.json` and the checkpoint keep of the data."""
-    counts = {"train_images": len(data.train_labels), "test_images": len(data.test_labels)}
-    return {"name": data.name, "source": data.source, **counts}
+    counts = {f"{part}_images": len(getattr(data, f"{part}_labels")) for part in ("train", "validation", "test")}
+    return {"name": data.name, "source": data.source, **{name: count for name, count in counts.items() if count}}
 
 
 def run_record(run: Run, state: dict) -> dict:
     """What `loss.json` holds of a finished run; the README documents it."""
-    history = state["history"]
-    best, seconds = int(np.argmax(history["test_accuracy"])), sum(history["seconds"])
+    history, seconds = state["history"], sum(state["history"]["seconds"])
+    epoch, chosen_on = best_epoch(history)
     result = {
         "final_test_accuracy": history["test_accuracy"][-1],
-        "best_test_accuracy": history["test_accuracy"][best],
-        "best_epoch": history["epoch"][best],
+        "best_test_accuracy": history["test_accuracy"][epoch - 1],
+        "best_epoch": epoch,
+        "best_epoch_chosen_on": chosen_on,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "train_seconds": seconds,
+        "total_seconds": state["total_seconds"],
         "images_per_second": len(run.data.train_labels) * len(history["epoch"]) / seconds,
     }
     head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
@@ -671,8 +672,8 @@ def write_results(run: Run, record: dict, best_model: dict[str, Tensor]) -> None
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
     write_file(folder / "loss.png", picture)
     (folder / "checkpoint.pth").unlink()
-    result = ACCURACIES.format(**record["result"])
-    print(f"{result}; {record['result']['train_seconds']:.1f} s of training; results in {folder}")
+    result = record["result"]
+    print(f"{describe_result(result)}; {result['train_seconds']:.1f} s of training; results in {folder}")
 
 
 # --- A run ------------------------------------------------------------------------------------
@@ -691,6 +692,7 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
         model, execution = build_model(settings), start_execution(settings)
         first = execution.rank == 0
         data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
+        data = hold_out(data, settings.validation_images)
         folder = run_folder(settings, stated, data.name)
         if first:
             stack.enter_context(opened(folder))

@@ -150,52 +150,53 @@ def matrix_product_flops(execution: common.Execution) -> float:
     return 2 * size**3 / min(times)
 
 
+def measure_case(name: str, device_name: str, progress: tqdm) -> list[str]:
+    """A row of the table."""
+    stated, seconds = CASES[name]
+    settings = dataclasses.replace(stated, device=device_name, data_parallel=False)
+    execution = common.start_execution(settings)
+    data = common.Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py")
+    ours, bare = (common.prepare_run(settings, execution, data, common.build_model(settings), Path()) for _ in range(2))
+    prepared: list[float] = []
+    kinds = {  # the steps, and the batch size that decides how the CPU takes them
+        "conventional": (conventional_steps(settings, ours.data, execution.device), math.inf),
+        "pipeline": (pipeline_steps(ours, prepared), settings.batch_size),
+        "bare": (bare_steps(bare), settings.batch_size),
+    }
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    preparing, products = [], []
+    for round_ in range(ROUNDS + 1):  # the first one warms up
+        progress.set_description(f"{device_name}: {name}")
+        for kind, (steps, batch_size) in kinds.items():
+            prepared.clear()
+            with common.tiny_steps(batch_size):
+                rates[kind].append(measure(steps, seconds if round_ else seconds / 4, execution.device))
+            if kind == "pipeline":
+                preparing.append(100 * sum(prepared) / seconds)
+        products += [matrix_product_flops(execution)] if "ResNet" in name else []
+        progress.update(round_ > 0)
+    flops = ""
+    if products:
+        achieved, product = step_flops(ours) * statistics.median(rates["pipeline"][1:]), statistics.median(products[1:])
+        flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
+    return [device_name, name, execution.precision, *describe_rates(rates, preparing), flops]
+
+
+def describe_rates(rates: dict[str, list[float]], preparing: list[float]) -> list[str]:
+    """The columns from images/s to "% preparing": medians over the rounds, without the first."""
+    conventional, pipeline, bare = (rates[kind][1:] for kind in ("conventional", "pipeline", "bare"))
+    ratios = [ours / theirs for ours, theirs in zip(pipeline, conventional, strict=True)]
+    shares = [100 * (1 - ours / alone) for ours, alone in zip(pipeline, bare, strict=True)]
+    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    images = [f"{statistics.median(kind):.0f}" for kind in (conventional, pipeline)]
+    return [*images, ratio, f"{statistics.median(shares):.1f}", f"{statistics.median(preparing[1:]):.1f}"]
+
+
 def main() -> None:
-    arrays = [torch.from_numpy(array) for array in synthetic_images()]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads")
-    lines = []
     progress = tqdm(total=len(devices) * len(CASES) * ROUNDS, disable=None, leave=False, unit=" rounds")
-    for device_name in devices:
-        for name, (stated, seconds) in CASES.items():
-            settings = dataclasses.replace(stated, device=device_name, data_parallel=False)
-            execution = common.start_execution(settings)
-            device = execution.device
-            data = common.Data(*arrays, "synthetic", "synthetic.py")
-            prepared: list[float] = []
-            ours, bare = (
-                common.prepare_run(settings, execution, data, common.build_model(settings), Path()) for _ in range(2)
-            )
-            rows = {  # the steps, and the batch size that decides how the CPU takes them
-                "conventional": (conventional_steps(settings, data, device), math.inf),
-                "pipeline": (pipeline_steps(ours, prepared), settings.batch_size),
-                "bare": (bare_steps(bare), settings.batch_size),
-            }
-            rates: dict[str, list[float]] = {row: [] for row in rows}
-            preparing, products = [], []
-            for round_ in range(ROUNDS + 1):  # the first one warms up
-                progress.set_description(f"{device}: {name}")
-                for row, (steps, batch_size) in rows.items():
-                    prepared.clear()
-                    with common.tiny_steps(batch_size):
-                        rates[row].append(measure(steps, seconds if round_ else seconds / 4, device))
-                    if row == "pipeline":
-                        preparing.append(100 * sum(prepared) / seconds)
-                if "ResNet" in name:
-                    products.append(matrix_product_flops(execution))
-                progress.update(round_ > 0)
-            conventional, pipeline = (statistics.median(rates[row][1:]) for row in ("conventional", "pipeline"))
-            shares = [100 * (1 - p / b) for p, b in zip(rates["pipeline"][1:], rates["bare"][1:], strict=True)]
-            line = [device_name, name, execution.precision, f"{conventional:.0f}", f"{pipeline:.0f}"]
-            ratios = [p / c for p, c in zip(rates["pipeline"][1:], rates["conventional"][1:], strict=True)]
-            line += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]
-            line.append(f"{statistics.median(shares):.1f}")
-            line.append(f"{statistics.median(preparing[1:]):.1f}")
-            flops = ""
-            if products:
-                achieved, product = step_flops(ours) * pipeline, statistics.median(products[1:])
-                flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
-            lines.append([*line, flops])
+    lines = [measure_case(name, device, progress) for device in devices for name in CASES]
     progress.close()
     head = ["device", "case", "precision", "conventional images/s", "pipeline images/s", "ratio"]
     head += ["% outside the step", "% preparing", "of a matrix product"]

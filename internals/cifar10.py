@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -29,6 +30,7 @@ MIRRORS = (
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
 )
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
 
 
 class DataUnavailable(UserError):
@@ -45,6 +47,30 @@ class Data:
     test_labels: Tensor
     name: str  # "cifar10" or "synthetic"
     source: str  # what it was read from
+    validation_images: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 3, 32, 32, dtype=torch.uint8))
+    validation_labels: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+def hold_out(data: Data, count: int) -> Data:
+    """`data` with `count` of its training images, as many of each class, as validation images instead.
+
+    Which ones depends on the training images' labels and their order alone. UserError if `count` is no multiple
+    of ten, or would leave none of a class to be trained on.
+    """
+    if count == 0:
+        return data
+    smallest = int(torch.bincount(data.train_labels, minlength=len(CLASSES)).min())
+    each, rest = divmod(count, len(CLASSES))
+    if rest or each >= smallest:
+        most = len(CLASSES) * (smallest - 1)
+        raise UserError(f"--validation-images {count} can't be had: give a multiple of 10 up to {most}, or 0")
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    labels = data.train_labels[order]
+    chosen = torch.cat([order[labels == label][:each] for label in range(len(CLASSES))])
+    held = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, chosen, True)
+    parts = {f"validation_{what}": getattr(data, f"train_{what}")[held] for what in ("images", "labels")}
+    parts |= {f"train_{what}": getattr(data, f"train_{what}")[~held] for what in ("images", "labels")}
+    return dataclasses.replace(data, **parts)
 
 
 def load_cifar10(data_dir: Path) -> Data:

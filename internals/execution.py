@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from internals.processes import join_processes
 
@@ -56,11 +57,21 @@ def choose_precision(settings: Settings, device: str) -> str:
     return "bf16" if device == "cpu" and fast else "fp32"
 
 
+def processor_name() -> str:
+    """The processor's model as the system names it, "AMD EPYC" for instance."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def environment_record(execution: Execution) -> dict[str, object]:
     """What `loss.json` says of where a run was trained."""
     cuda = execution.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(execution.device) if cuda else execution.device.type,
+        "processor": processor_name(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -69,6 +80,33 @@ def environment_record(execution: Execution) -> dict[str, object]:
         "parallel": execution.parallel,
         "world_size": torch.cuda.device_count() if execution.parallel == "DataParallel" else execution.world_size,
     }
+
+
+class InPrecision(nn.Module):
+    """A model that computes in bf16 or fp32, also in `DataParallel`'s threads, and whose logits are float32."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model, self.bf16 = model, precision == "bf16"
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(images).float()
+
+
+def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
+    """`network`, whose own parameters are trained, wrapped for several GPUs or processes.
+
+    `DataParallel` copies the model to the GPUs at every step and splits the batch among them;
+    `DistributedDataParallel` has one process per GPU, which exchange nothing but gradients.
+    """
+    if execution.parallel == "none":
+        return network
+    if execution.parallel == "DataParallel":
+        return nn.DataParallel(network)
+    if execution.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return nn.parallel.DistributedDataParallel(network)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import textwrap
 
-ACCURACIES = (
-    "test accuracy {final_test_accuracy:.2f} % at the end, {best_test_accuracy:.2f} % at best (epoch {best_epoch})"
-)
+
+def describe_result(result: dict) -> str:
+    """A run's accuracies in words that say which images chose its best epoch."""
+    last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
+    if result["best_epoch_chosen_on"] == "validation":
+        return f"test accuracy {last:.2f} % at the end, {best:.2f} % in epoch {epoch}, chosen on validation images"
+    return f"test accuracy {last:.2f} % at the end, {best:.2f} % at best (epoch {epoch})"
 
 
 def describe(config: dict[str, object]) -> str:
@@ -27,12 +31,15 @@ def draw_losses(run: dict) -> bytes:
     for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
         axes.plot(history["epoch"], history[f"train_{what}"], f"{marker}-", color="#0072B2", ms=4, label="training")
         axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}--", color="#D55E00", ms=4, label="test")
+        if f"validation_{what}" in history:
+            values = history[f"validation_{what}"]
+            axes.plot(history["epoch"], values, f"{marker}:", color="#009E73", ms=4, label="validation")
         axes.set(xlabel="epoch", ylabel=f"{what} ({unit})")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
-    title = f"{run['experiment']}{stand_in}: {ACCURACIES.format(**run['result'])}"
+    title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
     figure.suptitle(f"{title}\n{textwrap.fill(describe(run['config']).replace(',', ', '), 120)}", fontsize=10)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
