@@ -43,6 +43,7 @@ from internals.execution import (
 )
 from internals.files import UserError, locked, read_torch, write_file, write_torch
 from internals.loss_plot import describe, describe_result, draw_losses
+from internals.output import make_output_last
 from internals.processes import BatchNorm2d, from_rank_0, leave_processes, total
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +54,7 @@ class WrongOption(UserError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM arrived during training, and what was done is saved; `args[0]` is the signal's number."""
+    """A signal to stop arrived during training, and what was done is saved; `args[0]` is its number."""
 
     def __str__(self) -> str:
         return f"stopped by signal {self.args[0]} and saved: go on with resume=True"
@@ -683,7 +684,7 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
     """Train as the experiment's script does with these settings; what it writes to `loss.json`.
 
     The folder is named after what differs from the `stated` settings, by default those of the experiment's script.
-    Raises UserError for what the user can put right, and Interrupted after Ctrl-C or SIGTERM; the same settings
+    Raises UserError for what the user can put right, and Interrupted after a signal; the same settings
     with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
     """
     stated = stated or stated_settings(settings.experiment) or settings
@@ -733,10 +734,9 @@ def introduce(settings: Settings, execution: Execution, data: Data) -> None:
 def main(stated: Settings, description: str | None) -> None:
     """Run an experiment script: its stated settings, with the command line's changes.
 
-    Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 130 after Ctrl-C; 143 after SIGTERM.
+    Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch when it ends
+    make_output_last()
     settings = parse_arguments(stated, description)
     try:
         run(settings, stated)

@@ -26,6 +26,7 @@ import numpy as np
 from common import HERE, HISTORY, config_of, describe, differences, stated_settings
 from internals.arguments import ArgumentParser, HelpFormatter, within
 from internals.files import UserError, write_file
+from internals.output import make_output_last
 
 MODELSET = HERE / "modelset"
 # Okabe and Ito's colours, which colour-blind readers can tell apart, then the same with other lines.
@@ -366,6 +367,7 @@ def compare(groups: list[Group], data: str, accuracy: float | None) -> str:
 
 
 def main() -> None:
+    make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     everything = [MODELSET]
     add = parser.add_argument

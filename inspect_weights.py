@@ -27,6 +27,7 @@ from common import LeNet, ResNet18, normalise, options_of, stated_settings, to_d
 from internals.arguments import ArgumentParser, HelpFormatter
 from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
 from internals.files import UserError, read_torch, write_file
+from internals.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")
@@ -259,6 +260,7 @@ def write_picture(path: Path, content: bytes) -> None:
 
 
 def main() -> None:
+    make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("path", type=Path, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")

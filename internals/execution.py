@@ -111,10 +111,14 @@ def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
 
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
-    """Collect the numbers of Ctrl-C and SIGTERM in `signals`; at the end, all that a run changes is as it was."""
-    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
+    """Collect the numbers of those that ask to stop in `signals`; at the end, all that a run changes is as it was."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        numbers.append(signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():  # the only one that signals reach
+        numbers = []
     with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
+        for number in numbers:
             handler = signal.signal(number, lambda number, frame: signals.append(number))
             stack.callback(signal.signal, number, handler)
         if device.type == "cuda":

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -
     os.environ.update(env)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
     sys.argv = [str(script), *arguments]
     import torch
 
@@ -163,6 +165,13 @@ def start(tmp_path: Path, data_dir: Path):
 def run(start):
     """Runs what `start` starts, to its end."""
     return lambda *arguments, **options: start(*arguments, **options).finish()
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.002)
 
 
 def read_run(folder: Path) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command, environment, read_run, same_losses, same_weights
+from conftest import ROOT, Command, environment, read_run, same_losses, same_weights, wait_for
 
 from internals import files
 from internals.files import UserError
@@ -25,14 +25,7 @@ def same_run(a: Path, b: Path) -> bool:
     return same_losses(a, b) and all(same_weights(a / name, b / name) for name in names)
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.002)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("script", [DROPOUT, RESNET], ids=lambda script: script[0])
 def test_a_signal_saves_and_resuming_gives_the_uninterrupted_run(start, run, tmp_path, script, number, code) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -1,0 +1,48 @@
+"""Standard output and error that never end a run, whatever becomes of the terminal, pipe or file behind them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+
+class LastingStream:
+    """A text stream that goes on in silence when what it writes to is gone: a terminal, or the other end of a pipe."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self.silence()
+
+    def silence(self) -> None:
+        """Let all that is still to come, and what is buffered, go nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+def make_output_last() -> None:
+    """Call this first in a script. A notebook's output stays as it is."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started the script
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            # A log file shows each line when it is written; a character that it can't show is no reason to stop.
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+            setattr(sys, name, LastingStream(stream))
