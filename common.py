@@ -42,9 +42,10 @@ from internals.execution import (
     tiny_steps,
 )
 from internals.files import UserError, locked, read_torch, write_file, write_torch
-from internals.loss_plot import describe, describe_result, draw_losses
+from internals.loss_plot import draw_losses
 from internals.output import make_output_last
 from internals.processes import BatchNorm2d, from_rank_0, leave_processes, total
+from internals.words import describe, describe_epoch, describe_result
 
 HERE = Path(__file__).resolve().parent
 
@@ -348,7 +349,7 @@ def train(run: Run, state: dict) -> dict:
         state = next_epoch(run, state, losses, row) | {"total_seconds": time.perf_counter() - began}
         save_state(run, state)
         if run.execution.rank == 0:
-            print(describe_epoch(run, row))
+            print(describe_epoch(row, run.settings.epochs, len(run.data.train_labels)))
     return state | {"total_seconds": time.perf_counter() - began}
 
 
@@ -629,16 +630,6 @@ def continue_from(run: Run, state: dict) -> dict:
 
 
 # --- Results ----------------------------------------------------------------------------------
-
-def describe_epoch(run: Run, row: dict[str, float]) -> str:
-    """The line that is printed when an epoch has ended."""
-    return (
-        f"epoch {row['epoch']:3}/{run.settings.epochs}  "
-        f"train loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}  "
-        f"train accuracy {row['train_accuracy']:.2f} %  test accuracy {row['test_accuracy']:.2f} %  "
-        f"{row['seconds']:.1f} s  {len(run.data.train_labels) / row['seconds']:.0f} images/s"
-    )
-
 
 def dataset_record(data: Data) -> dict[str, object]:
     """What `loss.json` and the checkpoint keep of the data."""

@@ -1,22 +1,11 @@
-"""The picture of one run, `loss.png`, and how its result reads."""
+"""The picture of one run, `loss.png`."""
 
 from __future__ import annotations
 
 import io
 import textwrap
 
-
-def describe_result(result: dict) -> str:
-    """A run's accuracies in words that say which images chose its best epoch."""
-    last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
-    if result["best_epoch_chosen_on"] == "validation":
-        return f"test accuracy {last:.2f} % at the end, {best:.2f} % in epoch {epoch}, chosen on validation images"
-    return f"test accuracy {last:.2f} % at the end, {best:.2f} % at best (epoch {epoch})"
-
-
-def describe(config: dict[str, object]) -> str:
-    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
-    return ",".join(f"{name}={str(value).removesuffix('.0')}" for name, value in config.items())
+from internals.words import describe, describe_result
 
 
 def draw_losses(run: dict) -> bytes:

@@ -1,0 +1,26 @@
+"""Settings, epochs and results in words."""
+
+from __future__ import annotations
+
+
+def describe_result(result: dict) -> str:
+    """A run's accuracies in words that say which images chose its best epoch."""
+    last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
+    if result["best_epoch_chosen_on"] == "validation":
+        return f"test accuracy {last:.2f} % at the end, {best:.2f} % in epoch {epoch}, chosen on validation images"
+    return f"test accuracy {last:.2f} % at the end, {best:.2f} % at best (epoch {epoch})"
+
+
+def describe(config: dict[str, object]) -> str:
+    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
+    return ",".join(f"{name}={str(value).removesuffix('.0')}" for name, value in config.items())
+
+
+def describe_epoch(row: dict[str, float], epochs: int, images: int) -> str:
+    """An ended epoch on one line: `row` is its part of the history, `images` is how many it trained on."""
+    validation = f"  validation accuracy {row['validation_accuracy']:.2f} %" if "validation_accuracy" in row else ""
+    return (
+        f"epoch {row['epoch']:3}/{epochs}  train loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}  "
+        f"train accuracy {row['train_accuracy']:.2f} %{validation}  test accuracy {row['test_accuracy']:.2f} %  "
+        f"{row['seconds']:.1f} s  {images / row['seconds']:.0f} images/s"
+    )
