@@ -33,6 +33,11 @@ def join_processes(device: str) -> tuple[str, int, int]:
     store, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
     store = unused_store(store, rank, world_size)
+    if hasattr(os, "SCHED_BATCH"):  # Linux
+        # Gloo's network thread polls while another of its threads holds the connection's lock. If it interrupts
+        # that one on their common core, both lose up to a scheduler's tick: 1.6 ms instead of 0.16 for a sum of
+        # 65 numbers. Batch threads have the same share of the core, but do not interrupt each other on waking up.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     return device, rank, world_size
 
