@@ -42,7 +42,7 @@ import common
 import original_version_model_multigpu
 import resnet_model
 from internals.arguments import ArgumentParser, HelpFormatter, within
-from internals.execution import Execution, choose_precision
+from internals.execution import Execution, choose_precision, processor_name
 from internals.files import UserError, write_file
 from internals.processes import join_processes, leave_processes
 
@@ -321,7 +321,7 @@ def scaling_record(arguments: argparse.Namespace, seconds: dict[Key, float]) -> 
     """What scaling.json holds: seconds, bytes, bytes per second."""
     gpus = torch.cuda.is_available()
     record = {
-        "device": torch.cuda.get_device_name() if gpus else platform.processor(),
+        "device": torch.cuda.get_device_name() if gpus else processor_name(),
         "devices": "GPUs" if gpus else "CPU cores",
         "count": device_counts()[-1],
         "torch": torch.__version__,
