@@ -1,14 +1,25 @@
 """Several processes: real `torchrun`, with Gloo on the CPU, against the single process."""
 
+import dataclasses
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, read_run, run_command, weights_of
+import torch
+import torch.distributed as dist
+from conftest import FORKSERVER, ROOT, environment, read_run, run_command, weights_of
+from torch import nn
+
+import common
+from internals.execution import Execution, tiny_steps
+from internals.processes import BatchNorm2d, NormaliseOverProcesses, leave_processes, total
+from original_version_model_multigpu import SETTINGS as LENET
+from resnet_model import SETTINGS as RESNET
 
 # 100 images: batches of 33 leave one of a single image, which two of three processes get nothing of.
 SCRIPTS = {
@@ -113,3 +124,154 @@ def test_a_signal_to_torchrun_saves(tmp_path: Path, data_dir: Path, run, number:
     assert "stopped by signal" in log.read_text()
     done = run(script, "--epochs", 400, "--lr", 1, "--output", out, "--resume")
     assert "lr 0.001 -> 1.0" in done.err  # the checkpoint is whole
+
+
+def in_processes(number: int, folder: Path, work, *arguments: object) -> list:
+    """What `work(rank, number, *arguments)` returns in each of so many processes that have met."""
+    processes = [
+        FORKSERVER.Process(target=_member, args=(rank, number, folder, work, arguments)) for rank in range(number)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0] * number
+    return [torch.load(folder / f"{rank}.pt") for rank in range(number)]
+
+
+def _member(rank: int, number: int, folder: Path, work, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number)
+    torch.save(work(rank, number, *arguments), folder / f"{rank}.pt")
+    leave_processes()
+
+
+def normalised(rank: int, number: int, images: int, kind: torch.dtype, layout: torch.memory_format) -> dict:
+    """What BatchNorm makes of this process's share of a batch, and its gradients."""
+    random = torch.Generator().manual_seed(1)
+    x, factors = (torch.randn(images, 16, 6, 5, generator=random, dtype=torch.float64) for _ in range(2))
+    x[:, 0] += 100  # a mean that is far from 0 must not cost the variance its digits
+    x, factors = (values.tensor_split(number)[rank].to(kind, memory_format=layout) for values in (x, factors))
+    x.requires_grad_()
+    layer = BatchNorm2d(16).to(torch.float64 if kind == torch.float64 else torch.float32)
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(16, generator=random))
+        layer.bias.copy_(torch.rand(16, generator=random))
+    y = layer(x)
+    (y * factors + y.square()).double().sum().backward()
+    results = {"y": y.detach(), "x": x.grad, **dict(layer.named_buffers())}
+    if number == 1 and kind == torch.float64 and dist.is_initialized():
+        arguments = x.detach()[:2].requires_grad_(), layer.weight, layer.bias, 1e-5
+        assert torch.autograd.gradcheck(lambda *values: NormaliseOverProcesses.apply(*values)[0], arguments)
+    return results | {name: parameter.grad for name, parameter in layer.named_parameters()}
+
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1}
+
+
+@pytest.mark.parametrize(("number", "images"), [(1, 5), (3, 5), (3, 2)])  # the last leaves one of them nothing
+def test_batch_norm_of_shares_is_that_of_the_batch(tmp_path: Path, number: int, images: int) -> None:
+    for kind, tolerance in TOLERANCES.items():
+        for layout in LAYOUTS.values():
+            folder = tmp_path / f"{kind} {layout}"
+            folder.mkdir()
+            expected = normalised(0, 1, images, kind, layout)
+            shares = in_processes(number, folder, normalised, images, kind, layout)
+            for name in ("y", "x"):
+                assert {share[name].dtype for share in shares} == {kind}
+                assert all(share[name].is_contiguous(memory_format=layout) for share in shares)
+                together = torch.cat([share[name] for share in shares])
+                assert torch.allclose(together.double(), expected[name].double(), rtol=0, atol=tolerance), name
+            for name in ("weight", "bias"):
+                together = sum(share[name] for share in shares)
+                assert torch.allclose(together, expected[name], rtol=0, atol=50 * tolerance), name
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                assert all(torch.allclose(share[name], expected[name], rtol=1e-6, atol=1e-6) for share in shares), name
+
+
+EARLY = {
+    "LeNet": dataclasses.replace(LENET, batch_size=32),
+    "ResNet18": dataclasses.replace(RESNET, batch_size=32, options={"width": 16}, lr=0.001),
+}
+
+
+def small_run(settings: common.Settings, execution: Execution) -> common.Run:
+    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(128) % 10
+    data = common.Data(images, labels, images, labels, name="random", source="test")
+    return common.prepare_run(settings, execution, data, common.build_model(settings), Path())
+
+
+def early_losses(rank: int, number: int, model: str, precision: str) -> torch.Tensor:
+    """Of the first four steps, summed over images and processes."""
+    execution = Execution(torch.device("cpu"), precision, "DistributedDataParallel", rank, number)
+    if not dist.is_initialized():
+        execution = dataclasses.replace(execution, parallel="none")
+    run = small_run(EARLY[model], execution)
+    return total(torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", EARLY)
+def test_early_losses_are_the_single_processs(tmp_path: Path, model: str, precision: str) -> None:
+    expected = early_losses(0, 1, model, precision)
+    losses = in_processes(2, tmp_path, early_losses, model, precision)[0]
+    assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-4 if precision == "fp32" else 1e-2)
+
+
+class InThread(nn.Module):
+    """Runs its network in a thread of its own, as `DataParallel` runs replicas, and hands on what that hands on.
+
+    A new thread's autocast has its default type, which on GPUs is float16: so it has here on the CPU.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        results, grad, autocast = [], torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+
+        def work() -> None:
+            torch.set_grad_enabled(grad)
+            torch.set_autocast_dtype("cpu", torch.float16)
+            with torch.amp.autocast("cpu", torch.get_autocast_dtype("cpu"), enabled=autocast):
+                results.append(self.network(images))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return results[0]
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_replicas_thread_has_the_runs_precision(precision: str, kind: torch.dtype) -> None:
+    plain, threaded = (small_run(EARLY["LeNet"], Execution(torch.device("cpu"), precision, "none")) for _ in range(2))
+    threaded = dataclasses.replace(threaded, network=InThread(threaded.network))
+    kinds = []
+    threaded.model.fc2.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    losses = []
+    for run in (plain, threaded):
+        losses.append(torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)]))
+    assert kinds == [kind] * 4
+    assert torch.equal(*losses)
+    assert all(map(torch.equal, plain.model.parameters(), threaded.model.parameters()))
+
+
+def test_a_replicas_thread_has_the_callers_grad_mode_and_flags() -> None:
+    run, seen = small_run(EARLY["LeNet"], Execution(torch.device("cpu"), "bf16", "none")), []
+    network = InThread(run.network)
+    run.model.register_forward_hook(
+        lambda *_: seen.append((torch.is_grad_enabled(), torch.get_num_threads(), torch.backends.mkldnn.enabled))
+    )
+    images, threads = torch.zeros(1, 3, 32, 32), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with tiny_steps(4):
+            assert network(images).requires_grad
+        with torch.inference_mode():  # its own flag is per thread, and not handed on: no_grad is
+            assert not network(images).requires_grad
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [(True, 1, False), (False, 2, True)]
