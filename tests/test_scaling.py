@@ -1,0 +1,97 @@
+"""benchmarks/scaling.py: what it predicts, and that nothing of it is left running."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CASE = {"model": "LeNet", "width": None, "batch_size": 128, "precision": "fp32", "gradient_bytes": 8e6, "exchanges": 3}
+LINK = {"name": "a wire", "latency": 0.001, "bandwidth": 1e9}
+
+
+@pytest.fixture
+def seconds(scaling, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Of a machine of two devices that take 1 ms per image and 10 ms per step."""
+    monkeypatch.setattr(scaling, "device_counts", lambda: [1, 2])
+    times = {("none", "LeNet", size, 1): 0.01 + 0.001 * size for size in (128, 64, 32, 16, 8, 4, 2)}
+    together = {("DistributedDataParallel", "LeNet", 128, 2): 0.1, ("computing", "LeNet", 128, 2): 0.08}
+    return times | together | {("all_reduce", "", 1024, 2): 0.0004, ("all_reduce", "", 2**24, 2): 0.0104}
+
+
+def test_prediction_is_share_latency_and_bandwidth(scaling, seconds) -> None:
+    predicted = scaling.predict(CASE, seconds, LINK)
+    assert predicted["devices"][:3] == [1, 2, 4]
+    assert predicted["computing_seconds"][:3] == pytest.approx([0.138, 0.074, 0.042])
+    assert predicted["exchanging_seconds"][:3] == pytest.approx([0, 3 * 2 * 0.001 + 0.008, 3 * 6 * 0.001 + 0.012])
+    assert predicted["images_per_second"][2] == pytest.approx(128 / (0.042 + 0.030))
+    assert predicted["speedup"][2] == pytest.approx(0.138 / 0.072)
+    assert predicted["stops_gaining_at"] == 4  # on 8: 26 ms + 42 ms + 14 ms
+    fast = scaling.predict(CASE, seconds, {"name": "magic", "latency": 0.0, "bandwidth": 1e15})
+    assert fast["stops_gaining_at"] is None
+
+
+def test_latency_and_bandwidth_come_from_two_sizes_or_are_given(scaling, seconds) -> None:
+    here = scaling.links(seconds, None, None)[0]
+    assert here == {"name": "measured here", "latency": 0.0002, "bandwidth": pytest.approx((2**24 - 1024) / 0.01)}
+    given = scaling.links(seconds, 1.1, 50)
+    assert given[0] == {"name": "as given", "latency": pytest.approx(5e-5), "bandwidth": pytest.approx(1.1e9)}
+    assert [link["name"] for link in given[1:]] == list(scaling.LINKS)
+
+
+def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> None:
+    one, two = scaling.measured_rows(CASE, seconds, scaling.predict(CASE, seconds, LINK))
+    assert (one["devices"], one["parallel"], one["speedup"], one["exchanging_seconds"]) == (1, "none", 1, 0)
+    assert two["parallel"] == "DistributedDataParallel"
+    assert (two["speedup"], two["efficiency"]) == pytest.approx((1.38, 0.69))
+    assert (two["computing_seconds"], two["exchanging_seconds"]) == pytest.approx((0.08, 0.02))
+    assert two["predicted_images_per_second"] == pytest.approx(128 / 0.088)
+
+
+def test_the_committed_figures_are_whole(scaling) -> None:
+    record = json.loads((ROOT / "benchmarks" / "scaling.json").read_text())
+    assert [(case["model"], case["batch_size"]) for case in record["cases"]] == [
+        (model, size) for model, sizes in scaling.BATCH_SIZES.items() for size in sizes
+    ]
+    for case in record["cases"]:
+        assert case["measured"][0]["devices"] == 1
+        assert [it["link"] for it in case["predicted"]] == [link["name"] for link in record["links"]]
+    assert scaling.draw(record).startswith(b"\x89PNG")
+
+
+def children(of: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+
+
+def descendants(of: int) -> list[int]:
+    return [pid for child in children(of) for pid in (child, *descendants(child))]
+
+
+@pytest.mark.parametrize(("kill", "code"), [("itself", 130), ("a worker", 1)])
+def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "scaling.py", "--width", "4", "--output", tmp_path]
+    running = subprocess.Popen(command, env=environment(None), stderr=subprocess.PIPE, text=True)
+    while len(started := descendants(running.pid)) < 2:  # torchrun, and the first of its processes
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.kill(running.pid if kill == "itself" else started[-1], signal.SIGINT if kill == "itself" else signal.SIGKILL)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
+    assert not list(tmp_path.iterdir())
+    assert error == "" if kill == "itself" else "error: one of 1 processes failed" in error
