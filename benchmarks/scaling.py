@@ -404,7 +404,7 @@ def draw(record: dict) -> bytes:
                 left.plot(*points, style, color=colour, marker=marker, ms=6, lw=2.2, label=label)
     counts = predicted["devices"]
     left.plot(counts, counts, color="0.6", lw=1, label="ideal")
-    left.plot([], [], "k--", lw=1.2, label=f"predicted, {predicted['link']}")
+    left.plot([], [], "k--", lw=1.2, label=f"predicted (connection {predicted['link']})")
     left.set(xscale="log", yscale="log", xlabel=record["devices"], ylabel="speed-up over one")
     left.set(xticks=counts, yticks=counts, ylim=(0.7, None), title="the same batches on more devices")
     for axis in (left.xaxis, left.yaxis):
@@ -428,7 +428,7 @@ def draw_steps(axes: object, record: dict) -> None:
             computing, exchanging = (100 * row[f"{what}_seconds"] / single for what in ("computing", "exchanging"))
             axes.barh(place, computing, color=COLOURS[0], label="" if names else "computing")
             axes.barh(place, exchanging, left=computing, color=COLOURS[4], label="" if names else "exchanging")
-            milliseconds = f"{1e3 * row['step_seconds']:.3g} ms"
+            milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
             axes.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
             parallel = " in DataParallel" * (row["parallel"] == "DataParallel")
             names[place] = f"{case_name(case)} on {row['devices']}{parallel}"
@@ -436,7 +436,7 @@ def draw_steps(axes: object, record: dict) -> None:
         place += 0.6
     axes.set_yticks(list(names), list(names.values()))
     axes.invert_yaxis()
-    axes.set_xlim(0, max(118, axes.get_xlim()[1] * 1.1))
+    axes.set_xlim(0, max(125, axes.get_xlim()[1] * 1.15))
     axes.set(xlabel="% of the time on one", title="a step's time")
     axes.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
