@@ -90,7 +90,8 @@ class InPrecision(nn.Module):
         self.model, self.bf16 = model, precision == "bf16"
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+        # Not for an empty share: of one in bf16, nn.SyncBatchNorm sends bf16 sums, but float32 ones of all others.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and len(images) > 0):
             return self.model(images).float()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, read_run, run_command
 
 import common
 from common import Execution
@@ -54,6 +55,30 @@ def test_data_parallel_equals_the_unwrapped_model() -> None:
     assert plain_weights.keys() == wrapped_weights.keys()
     for name in plain_weights:
         assert torch.allclose(plain_weights[name], wrapped_weights[name], rtol=1e-2, atol=1e-3), name
+
+
+def test_data_parallel_in_bf16_computes_in_bf16() -> None:
+    run, kinds = prepare(SMALL["LeNet"], "cuda", "bf16", "DataParallel"), set()
+    run.model.fc2.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    for batches, sizes in common.epoch_chunks(run, 1, 0):
+        common.train_chunk(run, batches, sizes)
+    assert kinds == {torch.bfloat16}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_processes_have_the_single_gpus_losses(precision: str, data_dir: Path, tmp_path: Path) -> None:
+    """100 images in batches of 33: of the last one, a single image, all processes but the first get nothing."""
+    settings = ("--epochs", 1, "--lr", 0.001, "--batch-size", 33, "--width", 16, "--precision", precision)
+    runs = []
+    for processes in (1, torch.cuda.device_count()):
+        start = ("torchrun", "--standalone", f"--nproc-per-node={processes}", ROOT / "resnet_model.py")
+        folder = tmp_path / str(processes)
+        done = run_command(*start, *settings, "--device", "cuda", "--output", folder, data_dir=data_dir)
+        assert done.code == 0, done.err
+        runs.append(read_run(folder))
+    tolerance = 2e-3 if precision == "fp32" else 2e-2
+    assert runs[1]["steps"]["train_loss"] == pytest.approx(runs[0]["steps"]["train_loss"], rel=tolerance)
 
 
 @pytest.mark.parametrize("model", SMALL)

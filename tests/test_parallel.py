@@ -259,6 +259,14 @@ def test_a_replicas_thread_has_the_runs_precision(precision: str, kind: torch.dt
     assert all(map(torch.equal, plain.model.parameters(), threaded.model.parameters()))
 
 
+def test_an_empty_share_is_float32_throughout() -> None:
+    run, kinds = small_run(EARLY["ResNet18"], Execution(torch.device("cpu"), "bf16", "none")), []
+    run.model.conv1.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    run.model.eval()
+    assert [len(run.network(torch.zeros(count, 3, 32, 32))) for count in (0, 1)] == [0, 1]
+    assert kinds == [torch.float32, torch.bfloat16]
+
+
 def test_a_replicas_thread_has_the_callers_grad_mode_and_flags() -> None:
     run, seen = small_run(EARLY["LeNet"], Execution(torch.device("cpu"), "bf16", "none")), []
     network = InThread(run.network)
