@@ -44,6 +44,7 @@ import resnet_model
 from internals.arguments import ArgumentParser, HelpFormatter, within
 from internals.execution import Execution, choose_precision, processor_name
 from internals.files import UserError, write_file
+from internals.output import make_output_last
 from internals.processes import join_processes, leave_processes
 
 ROUNDS = 3  # of all numbers of devices in turn; medians count
@@ -357,6 +358,10 @@ def print_table(head: list[str], lines: list[list[str]]) -> None:
 def print_record(record: dict) -> None:
     """The measurements and predictions of scaling.json as tables."""
     print(f"{record['count']} {record['devices']}, {record['device']}, torch {record['torch']}")
+    widths = {case["width"] for case in record["cases"]} - {None, 64}
+    for width in widths:
+        print(f"ResNet-18 has width {width}; --width 64 measures the experiment's, and takes longer.")
+    print()
     lines, differences = [], []
     for case in record["cases"]:
         for row in case["measured"]:
@@ -404,7 +409,7 @@ def draw(record: dict) -> bytes:
                 left.plot(*points, style, color=colour, marker=marker, ms=6, lw=2.2, label=label)
     counts = predicted["devices"]
     left.plot(counts, counts, color="0.6", lw=1, label="ideal")
-    left.plot([], [], "k--", lw=1.2, label=f"predicted (connection {predicted['link']})")
+    left.plot([], [], "k--", lw=1.2, label="predicted")
     left.set(xscale="log", yscale="log", xlabel=record["devices"], ylabel="speed-up over one")
     left.set(xticks=counts, yticks=counts, ylim=(0.7, None), title="the same batches on more devices")
     for axis in (left.xaxis, left.yaxis):
@@ -447,6 +452,7 @@ def main() -> None:
     if dist.is_torchelastic_launched():
         work(arguments)
         return
+    make_output_last()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
