@@ -43,6 +43,7 @@ from internals.execution import (
 )
 from internals.files import UserError, locked, read_torch, write_file, write_torch
 from internals.loss_plot import draw_losses
+from internals.original import original_text
 from internals.output import make_output_last
 from internals.processes import BatchNorm2d, from_rank_0, leave_processes, total
 from internals.words import describe, describe_epoch, describe_result
@@ -664,8 +665,9 @@ def write_results(run: Run, record: dict, best_model: dict[str, Tensor]) -> None
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
     write_file(folder / "loss.png", picture)
     (folder / "checkpoint.pth").unlink()
-    result = record["result"]
-    print(f"{describe_result(result)}; {result['train_seconds']:.1f} s of training; results in {folder}")
+    result, original = record["result"], original_text(record["config"])
+    beside = f" (the original: {original})" if original and record["dataset"]["name"] == "cifar10" else ""
+    print(f"{describe_result(result)}{beside}; {result['train_seconds']:.1f} s of training; results in {folder}")
 
 
 # --- A run ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 
+from internals.experiments import colour_of, shade
 from internals.words import describe, describe_result
 
 
@@ -12,17 +13,18 @@ def draw_losses(run: dict) -> bytes:
     """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs."""
     from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
 
-    history = run["history"]
+    history, colour = run["history"], colour_of(run["experiment"])
+    pale = shade(colour, 0.5)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#9ecae1", label="training, within the epochs")
+    left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#BBBBBB", label="training, within the epochs")
     marker = "o" if len(history["epoch"]) <= 30 else ""
     for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
-        axes.plot(history["epoch"], history[f"train_{what}"], f"{marker}-", color="#0072B2", ms=4, label="training")
-        axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}--", color="#D55E00", ms=4, label="test")
+        axes.plot(history["epoch"], history[f"train_{what}"], f"{marker}--", color=pale, ms=4, label="training")
+        axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}-", color=colour, ms=4, label="test")
         if f"validation_{what}" in history:
             values = history[f"validation_{what}"]
-            axes.plot(history["epoch"], values, f"{marker}:", color="#009E73", ms=4, label="validation")
+            axes.plot(history["epoch"], values, f"{marker}:", color="#000000", ms=4, label="validation")
         axes.set(xlabel="epoch", ylabel=f"{what} ({unit})")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

@@ -6,7 +6,7 @@ from __future__ import annotations
 def describe_result(result: dict) -> str:
     """A run's accuracies in words that say which images chose its best epoch."""
     last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
-    if result["best_epoch_chosen_on"] == "validation":
+    if result.get("best_epoch_chosen_on") == "validation":  # older files say nothing of it
         return f"test accuracy {last:.2f} % at the end, {best:.2f} % in epoch {epoch}, chosen on validation images"
     return f"test accuracy {last:.2f} % at the end, {best:.2f} % at best (epoch {epoch})"
 
