@@ -6,10 +6,15 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import lzma
 import os
+import shutil
 import socket
 import sys
+import tarfile
 import tempfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +36,24 @@ MIRRORS = (
 )
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
+OTHER_NAMES = {"plane": "airplane", "car": "automobile"}  # as PyTorch's tutorial calls them
+EXPECTED = f"expected train/<class>/* and test/<class>/*, cifar-10-batches-py/ or {ARCHIVE}"
+LOOKALIKES = {  # patterns of files and folders that hold CIFAR-10 in another form
+    "cifar-10-batches-bin": "CIFAR-10's binary version",
+    "cifar-10-binary*": "CIFAR-10's binary version",
+    "data_batch_1.bin": "of CIFAR-10's binary version",
+    "cifar-10-batches-mat": "CIFAR-10's Matlab version",
+    "cifar-10-matlab*": "CIFAR-10's Matlab version",
+    "data_batch_1.mat": "of CIFAR-10's Matlab version",
+    "*train*.parquet": "of Hugging Face's Parquet version",
+    "*/*train*.parquet": "of Hugging Face's Parquet version",
+    "trainLabels.csv": "of Kaggle's competition, whose test images have no labels,",
+    "train.7z": "of Kaggle's competition, whose test images have no labels,",
+}
 
 
 class DataUnavailable(UserError):
-    """CIFAR-10 is neither in the data folder nor to be downloaded."""
+    """CIFAR-10 is neither in the data folder nor to be downloaded. The message's first line says so by itself."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,8 @@ def load_cifar10(data_dir: Path) -> Data:
     DataUnavailable if none applies, UserError that names the file if one is damaged or not CIFAR-10's.
     """
     data_dir = Path(data_dir)
+    if data_dir.is_file():
+        raise UserError(f"{data_dir} is a file: name the folder that it is in with --data-dir")
     with contextlib.ExitStack() as stack:
         writable = True
         try:
@@ -88,24 +109,62 @@ def load_cifar10(data_dir: Path) -> Data:
             stack.enter_context(locked(data_dir, wait=True))
         except OSError:  # a read-only folder is used as it is
             writable = False
-        if (data_dir / "train").is_dir() or (data_dir / "test").is_dir():
-            source, read, files = "image folder", read_image_folder, "t[re]*/*/*"
-        elif (data_dir / "cifar-10-batches-py").is_dir():
-            source, read, files = "cifar-10-batches-py", read_official_files, "cifar-10-batches-py/*"
-        else:
-            source, read, files = ARCHIVE, read_archive, ARCHIVE
-            if not (data_dir / ARCHIVE).is_file():
-                download(data_dir)
-        stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in data_dir.glob(files))
+        found = find_data(data_dir)
+        if found is None:
+            refuse_lookalikes(data_dir)
+            download(data_dir)
+            found = ARCHIVE, read_archive, data_dir / ARCHIVE, [data_dir / ARCHIVE]
+        source, read, place, files = found
+        stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in files)
         listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
         cache = data_dir / "cifar10-cache.npz"
         arrays = read_cache(cache, fingerprint)
         if arrays is None:
-            arrays = read(data_dir)
+            arrays = read(place)
             if writable:
                 write_cache(cache, fingerprint, arrays)
     return Data(*map(torch.from_numpy, arrays), "cifar10", source)
+
+
+def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]] | None:
+    """What there is of CIFAR-10 in `data_dir`: its name, what reads it, from where, and its files.
+
+    The official files may have any folder or archive around them, since their own MD5s tell them.
+    """
+    if any(class_folders(data_dir / split) for split in ("train", "test")):
+        return "image folder", read_image_folder, data_dir, list(data_dir.glob("t[re]*/*/*"))
+    batches = [path for at in ("", "*/", "*/*/") for path in sorted(data_dir.glob(f"{at}data_batch_1"))]
+    for folder in filter(Path.is_dir, (data_dir / "cifar-10-batches-py", *(path.parent for path in batches))):
+        return "cifar-10-batches-py", read_official_files, folder, list(folder.glob("*batch*"))
+    stem = ARCHIVE.removesuffix(".tar.gz")
+    names = [f"{at}{stem}{end}" for at in ("", "*/") for end in (".tar.gz", ".tar", "*.tar.gz", "*.tar", "*.tgz")]
+    for path in filter(Path.is_file, [path for name in names for path in sorted(data_dir.glob(name))]):
+        return path.name, read_archive, path, [path]
+    return None
+
+
+def class_folders(folder: Path) -> dict[str, int]:
+    """The folders in `folder` that are named after CIFAR-10's classes, with their labels."""
+    names = dict(zip(CLASSES, CLASSES, strict=True)) | OTHER_NAMES
+    return {name: CLASSES.index(label) for name, label in names.items() if (folder / name).is_dir()}
+
+
+def refuse_lookalikes(data_dir: Path) -> None:
+    """UserError that names what is in `data_dir`, if that is not nothing but something that can't be used as it is."""
+    for pattern, what in LOOKALIKES.items():
+        for path in data_dir.glob(pattern):
+            raise UserError(f"{path} is {what} and can't be used: {EXPECTED} in {data_dir}")
+    if len(class_folders(data_dir)) == 10:
+        raise UserError(
+            f"{data_dir} holds the classes themselves: name the folder that has them in train/ and in test/ with "
+            f"--data-dir {data_dir.resolve().parent}"
+        )
+    for path in sorted(data_dir.glob("*/train")):
+        if len(class_folders(path)) == 10:
+            raise UserError(f"CIFAR-10 is not in {data_dir}, but in {path.parent}: name that with --data-dir")
+    for path in filter(Path.is_dir, (data_dir / "train", data_dir / "test")):
+        raise UserError(f"{path} has no folders with the names of CIFAR-10's classes: {EXPECTED}")
 
 
 def read_image_folder(data_dir: Path) -> list[np.ndarray]:
@@ -115,27 +174,42 @@ def read_image_folder(data_dir: Path) -> list[np.ndarray]:
     class Cifar10Folder(ImageFolder):
         def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
             folders = {entry.name for entry in os.scandir(directory) if entry.is_dir()}
-            if strange := [name for name in folders - set(CLASSES) if not name.startswith(".")]:
+            known = class_folders(Path(directory))
+            if strange := [name for name in folders - known.keys() if not name.startswith(".")]:
                 raise UserError(f"{directory}/{min(strange)} is none of CIFAR-10's classes: {', '.join(CLASSES)}")
-            return list(CLASSES), {name: label for label, name in enumerate(CLASSES)}
+            if twice := [name for name in OTHER_NAMES if {name, OTHER_NAMES[name]} <= folders]:
+                raise UserError(f"{directory} has both {twice[0]} and {OTHER_NAMES[twice[0]]}, which are one class")
+            missing = {name: label for label, name in enumerate(CLASSES) if label not in known.values()}
+            return list(CLASSES), known | missing
 
     def is_image(path: str) -> bool:
         return not os.path.basename(path).startswith(".") and path.lower().endswith(IMG_EXTENSIONS)
 
     labels = data_dir / "labels.txt"  # some copies bring one; it must not contradict the folders
-    if labels.is_file() and labels.read_text(errors="replace").split() != list(CLASSES):
-        raise UserError(f"{labels} disagrees with CIFAR-10's classes: {', '.join(CLASSES)}")
+    if labels.is_file():
+        names = labels.read_text(errors="replace").split()
+        if [OTHER_NAMES.get(name, name) for name in names] != list(CLASSES):
+            raise UserError(f"{labels} disagrees with CIFAR-10's classes: {', '.join(CLASSES)}")
+    refuse_another_test_folder(data_dir)
     arrays = []
     for split in ("train", "test"):
         try:
-            folder = Cifar10Folder(data_dir / split, loader=read_image, is_valid_file=is_image)
+            folder = Cifar10Folder(data_dir / split, is_valid_file=is_image)
         except FileNotFoundError as error:  # no folder, a class is missing, or a class is empty
             raise UserError(f"{data_dir / split}: {error}") from error
-        images = np.empty((len(folder), 3, 32, 32), np.uint8)
-        for i in tqdm(range(len(folder)), f"decoding {split} images", disable=None, leave=False):
-            images[i] = folder[i][0].transpose(2, 0, 1)
-        arrays += [images, np.array(folder.targets, np.int64)]
+        samples = sorted(folder.samples, key=lambda sample: sample[1])  # by label, whatever a class is called
+        images = np.empty((len(samples), 3, 32, 32), np.uint8)
+        for i, (path, _) in enumerate(tqdm(samples, f"decoding {split} images", disable=None, leave=False)):
+            images[i] = read_image(path).transpose(2, 0, 1)
+        arrays += [images, np.array([label for _, label in samples], np.int64)]
     return arrays
+
+
+def refuse_another_test_folder(data_dir: Path) -> None:
+    """UserError if `test/` is missing and a folder is there that may be it, which only the user can know."""
+    for name in ("val", "valid", "validation"):
+        if not (data_dir / "test").exists() and (data_dir / name).is_dir():
+            raise UserError(f"{data_dir} has {name}/, but no test/: if CIFAR-10's test images are in it, rename it")
 
 
 def read_image(path: str) -> np.ndarray:
@@ -156,30 +230,39 @@ def read_image(path: str) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def read_official_files(data_dir: Path) -> list[np.ndarray]:
-    """`ARRAYS` from `cifar-10-batches-py/`, which torchvision checks by MD5."""
+def read_official_files(folder: Path) -> list[np.ndarray]:
+    """`ARRAYS` from the folder `cifar-10-batches-py/`, whose files torchvision checks by MD5."""
     from torchvision.datasets import CIFAR10
 
+    class Batches(CIFAR10):
+        base_folder = ""  # whatever the folder is called
+
     try:
-        splits = [CIFAR10(data_dir, train=True), CIFAR10(data_dir, train=False)]
+        splits = [Batches(folder, train=True), Batches(folder, train=False)]
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{data_dir / 'cifar-10-batches-py'} fails its MD5 check: delete or copy it again") from error
+        raise UserError(f"{folder} fails its MD5 check: delete or copy it again") from error
     images = [np.ascontiguousarray(split.data.transpose(0, 3, 1, 2)) for split in splits]
     labels = [np.array(split.targets, np.int64) for split in splits]
     return [images[0], labels[0], images[1], labels[1]]
 
 
-def read_archive(data_dir: Path) -> list[np.ndarray]:
-    """`ARRAYS` from the official archive, which is unpacked only if its MD5 is right."""
+def read_archive(archive: Path) -> list[np.ndarray]:
+    """`ARRAYS` from the official archive, or the same files in a tar file of another compression or none."""
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity, extract_archive
 
-    archive = data_dir / ARCHIVE
-    if not check_integrity(archive, CIFAR10.tgz_md5):
-        raise UserError(f"{archive} fails its MD5 check (cut short, or another file): delete it and start again")
+    names = {name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)} | {CIFAR10.meta["filename"]}
     with tempfile.TemporaryDirectory() as folder:
-        extract_archive(archive, folder)
-        return read_official_files(Path(folder))
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    name = member.name.rpartition("/")[2]
+                    if name in names and member.isfile():  # links and other files are not unpacked
+                        with tar.extractfile(member) as source, open(Path(folder, name), "wb") as target:
+                            shutil.copyfileobj(source, target)
+            return read_official_files(Path(folder))
+        except (UserError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            reason = getattr(error, "strerror", None) or "cut short, or another file"
+            raise UserError(f"{archive} fails its MD5 check ({reason}): delete it and start again") from error
 
 
 def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 15) -> None:
@@ -209,9 +292,11 @@ def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float 
         failures.append(f"{data_dir} can't be written ({error.strerror})")
     finally:
         socket.setdefaulttimeout(previous)
+    listed = "\n".join(f"  {failure}" for failure in failures)
     raise DataUnavailable(
-        f"CIFAR-10 is not in {data_dir} (no train/ and test/, no cifar-10-batches-py/, no {ARCHIVE}) and could "
-        f"not be downloaded: {'; '.join(failures)}. Put {ARCHIVE} there, or name its folder with --data-dir."
+        f"CIFAR-10 is not in {data_dir} and could not be downloaded.\n"
+        f"There is no train/ and test/, no cifar-10-batches-py/ and no {ARCHIVE}. Tried:\n{listed}\n"
+        f"Put {ARCHIVE} there, or name its folder with --data-dir."
     )
 
 

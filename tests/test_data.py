@@ -43,9 +43,9 @@ def official_files() -> dict[str, bytes]:
     return files
 
 
-def tar_gz(files: dict[str, bytes]) -> bytes:
+def tar_file(files: dict[str, bytes], compression: str = "gz") -> bytes:
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+    with tarfile.open(fileobj=content, mode=f"w:{compression}") as tar:
         for name, part in files.items():
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(part)
@@ -57,7 +57,7 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
 def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A small archive, whose checksums torchvision is told are the official ones."""
     files = official_files()
-    content = tar_gz(files)
+    content = tar_file(files)
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
     checksums = [[name, md5(part)] for name, part in files.items()]
     monkeypatch.setattr(CIFAR10, "train_list", checksums[:5])
@@ -239,24 +239,138 @@ def test_a_changed_official_file_fails_its_checksum(tmp_path: Path, archive: byt
         load_cifar10(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["cut short", "wrong content", "leaves its folder", "holds links"])
-def test_a_wrong_archive_is_refused_before_it_is_unpacked(tmp_path: Path, archive: bytes, what: str) -> None:
-    content = {"cut short": archive[:-100], "wrong content": archive[:-1] + b"x"}.get(what, b"")
+ELSEWHERE = {
+    "named itself": "cifar-10-batches-py",
+    "named itself, with another name": "my copy",
+    "a folder deeper": "cifar-10-python/cifar-10-batches-py",
+    "a folder of another name": "my copy",
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_official_files_are_known_by_their_content(tmp_path: Path, archive: bytes, where: str) -> None:
+    place = tmp_path / "data" / ELSEWHERE[where]
+    place.parent.mkdir(parents=True)
+    put_official_files(tmp_path).joinpath("cifar-10-batches-py").rename(place)
+    data_dir = place if "itself" in where else tmp_path / "data"
+    check_official(load_cifar10(data_dir))
+    written = (data_dir / "cifar10-cache.npz").stat().st_mtime_ns
+    check_official(load_cifar10(data_dir))
+    assert (data_dir / "cifar10-cache.npz").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cifar-10-python.tar", "cifar-10-python.tar.gz", "cifar-10-python (1).tar.gz", "deeper/cifar-10-python.tar"],
+)
+@pytest.mark.parametrize("compression", ["", "gz", "xz"])
+def test_any_archive_of_the_official_files(tmp_path: Path, archive: bytes, name: str, compression: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(tar_file(official_files(), compression))
+    check_official(load_cifar10(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["cut short", "wrong content", "leaves its folder", "holds links", "no archive"])
+def test_a_wrong_archive_is_refused(tmp_path: Path, archive: bytes, what: str) -> None:
+    files = official_files()
+    wrong = tar_file(files | {"data_batch_2": files["data_batch_3"]})
+    content = {"cut short": archive[:-100], "wrong content": wrong, "no archive": b"hello"}.get(what, b"")
     if not content:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-            member = tarfile.TarInfo("../escaped" if what == "leaves its folder" else "link")
-            if what == "holds links":
-                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            tar.addfile(member, io.BytesIO())
+            for name, part in files.items():
+                member = tarfile.TarInfo(f"../{name}")
+                if what == "holds links":
+                    member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / name)
+                elif name == "test_batch":
+                    member.name, member.size = "../../../escaped", len(part)
+                tar.addfile(member, io.BytesIO(part))
         content = buffer.getvalue()
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / cifar10.ARCHIVE).write_bytes(content)
-    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz fails its MD5 check"):
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz fails its MD5 check") as error:
         load_cifar10(folder)
+    assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
     assert {p.name for p in folder.iterdir()} <= {cifar10.ARCHIVE, ".lock"}
+
+
+# --- What is not CIFAR-10, or not where it should be
+
+
+def test_the_tutorials_class_names(own_data_dir: Path) -> None:
+    before = load_cifar10(own_data_dir)
+    for split in ("train", "test"):
+        (own_data_dir / split / "airplane").rename(own_data_dir / split / "plane")
+        (own_data_dir / split / "automobile").rename(own_data_dir / split / "car")
+    (own_data_dir / "labels.txt").write_text("plane car bird cat deer dog frog horse ship truck")
+    data = load_cifar10(own_data_dir)
+    assert torch.equal(data.train_images, before.train_images) and torch.equal(data.train_labels, before.train_labels)
+    assert torch.equal(data.test_images, before.test_images)
+    shutil.copytree(own_data_dir / "train" / "car", own_data_dir / "train" / "automobile")
+    with pytest.raises(UserError, match="both car and automobile"):
+        load_cifar10(own_data_dir)
+
+
+def kaggle(folder: Path) -> None:
+    flat(folder)
+    (folder / "trainLabels.csv").write_text("id,label\n1,frog\n")
+
+
+def flat(folder: Path) -> None:
+    (folder / "train").mkdir()
+    Image.fromarray(noise(1, 32, 32, 3)).save(folder / "train" / "1.png")
+
+
+def touch(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+    return make
+
+
+MISPLACED = {
+    "train/ itself": (lambda folder: make_image_folder(folder, 1, 1), "train", "--data-dir {folder}"),
+    "a folder deeper": (lambda folder: make_image_folder(folder / "cifar10", 1, 1), "", "in {folder}/cifar10: name"),
+    "val/": (lambda folder: make_image_folder(folder, 1, 1).joinpath("test").rename(folder / "val"), "", "has val/"),
+    "valid/": (lambda folder: make_image_folder(folder, 1, 1).joinpath("test").rename(folder / "valid"), "", "valid/"),
+    "binary": (touch("cifar-10-batches-bin/data_batch_1.bin"), "", "cifar-10-batches-bin is CIFAR-10's binary version"),
+    "binary, itself": (touch("x/data_batch_1.bin"), "x", "data_batch_1.bin is of CIFAR-10's binary version"),
+    "binary, packed": (touch("cifar-10-binary.tar.gz"), "", "cifar-10-binary.tar.gz is CIFAR-10's binary version"),
+    "Matlab": (touch("cifar-10-batches-mat/data_batch_1.mat"), "", "cifar-10-batches-mat is CIFAR-10's Matlab version"),
+    "Parquet": (touch("train-00000-of-00001.parquet"), "", "Hugging Face's Parquet version"),
+    "Parquet, deeper": (touch("plain_text/train-00000-of-00001.parquet"), "", "Hugging Face's Parquet version"),
+    "Kaggle": (kaggle, "", "trainLabels.csv is of Kaggle's competition"),
+    "no class folders": (flat, "", "train has no folders with the names of CIFAR-10's classes"),
+    "a file": (touch("a.tar.gz"), "a.tar.gz", "is a file"),
+}
+
+
+@pytest.mark.parametrize("what", MISPLACED)
+def test_what_cannot_be_used_is_named_before_anything_is_downloaded(
+    tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, named, message = MISPLACED[what]
+    make(tmp_path)
+    for dataset in ("cifar10", "auto"):
+        with pytest.raises(UserError) as error:
+            load_data(dataset, tmp_path / named)
+        assert not isinstance(error.value, DataUnavailable)
+        assert message.format(folder=tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert "downloading" not in capfd.readouterr().err
+
+
+def test_other_things_beside_cifar10_are_no_hindrance(own_data_dir: Path, tmp_path: Path, archive: bytes) -> None:
+    touch("cifar-10-batches-bin/data_batch_1.bin")(own_data_dir)
+    make_image_folder(own_data_dir / "deeper", 1, 1)
+    assert load_cifar10(own_data_dir).source == "image folder"
+    other = tmp_path / "official"
+    put_official_files(other)
+    kaggle(other)
+    touch("train-00000-of-00001.parquet")(other)
+    check_official(load_cifar10(other))
 
 
 # --- Downloads
@@ -298,8 +412,11 @@ def test_download_passes_by_mirrors_that_fail(tmp_path: Path, server: str) -> No
 
 @pytest.mark.parametrize("path", ["missing", "corrupt", "short", "silent", "stalled"])
 def test_a_failed_download_names_the_mirror_and_leaves_nothing(tmp_path: Path, server: str, path: str) -> None:
-    with pytest.raises(DataUnavailable, match=f"{server}/{path}"):
-        cifar10.download(tmp_path, (f"{server}/{path}",), timeout=0.3)
+    with pytest.raises(DataUnavailable) as error:
+        cifar10.download(tmp_path, (f"{server}/{path}", f"{server}/missing"), timeout=0.3)
+    first, _, *tried, last = str(error.value).splitlines()
+    assert first == f"CIFAR-10 is not in {tmp_path} and could not be downloaded." and "--data-dir" in last
+    assert [line.split()[0] for line in tried] == [f"{server}/{path}", f"{server}/missing"]
     assert list(tmp_path.iterdir()) == []
 
 
