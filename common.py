@@ -699,7 +699,7 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
         record = run_record(this_run, state)
         if first:
             write_results(this_run, record, state["best_model"])
-            sys.stderr.write(warning)
+            sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
         leave_processes()
     return record
 
