@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
 import torch
 
 TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead runs' are deleted
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # where a file system has no locks
 
 
 class UserError(Exception):
@@ -25,18 +27,27 @@ class UserError(Exception):
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of `folder`, and remove what dead ones left half written.
 
-    The system lets go of a dead process's lock. Raises UserError if another process holds it and
-    `wait` is false, OSError if the folder can't be written.
+    The system lets go of a dead process's lock. Where the file system has no locks, as some of those of clusters,
+    nobody is kept out and nothing removed. Raises UserError if another process holds it and `wait` is false,
+    OSError if the folder can't be written.
     """
-    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".lock-holder"
+    holder = folder / ".lock-holder"
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
+        release = lock_file(folder / ".lock", wait=False)
+    except (BlockingIOError, filelock.Timeout):
         process = f"process {holder.read_text()}" if holder.is_file() else "another process"
         if not wait:
             raise UserError(f"{folder} is in use by {process}: wait for it, or choose another --output") from None
         print(f"waiting for {process}, which is preparing {folder}", file=sys.stderr)
-        lock.acquire()
+        release = lock_file(folder / ".lock", wait=True)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{folder} can't be locked ({error.strerror}): don't start a second run that uses it", file=sys.stderr)
+        release = None
+    if release is None:
+        yield
+        return
     try:
         for leftover in folder.glob(TEMPORARY.format("*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -44,7 +55,29 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        lock.release()
+        release()
+
+
+def lock_file(path: Path, wait: bool) -> Callable[[], None]:
+    """Lock a file for this process; what lets go of it.
+
+    Raises BlockingIOError or filelock.Timeout if another process holds it, other OSErrors for all else. filelock is
+    for Windows: elsewhere it would, where the file system has no locks, go by whether the file exists, and it always
+    does after the first run.
+    """
+    if os.name == "nt":
+        lock = filelock.FileLock(path)
+        lock.acquire(blocking=wait)
+        return lock.release
+    import fcntl
+
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file.close
 
 
 def write_file(path: Path, content: bytes) -> None:
