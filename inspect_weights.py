@@ -2,16 +2,19 @@
 
     python inspect_weights.py modelset/Resnet                    # a run's folder, or a weights file
     python inspect_weights.py modelset/Resnet --evaluate         # on the test images
+    python inspect_weights.py modelset/Resnet --classify photo.jpg another.png     # on your own pictures
     python inspect_weights.py A.pth --against B.pth              # two files side by side
 
-Prints a row per parameter tensor and draws weights.png beside the file; --evaluate adds
-confusion.png and mistakes.png. It reads what other scripts saved, too: state dicts with `module.`
-prefixes, or under "net", "model", "state_dict" or "model_state_dict", in any float type. Nothing in
-a file is executed.
+Prints a row per parameter tensor and draws weights.png beside the file; --against draws
+weights-against-OTHER.png, --evaluate adds confusion.png and mistakes.png, --classify prints the
+likeliest classes and draws classified.png. It reads what other scripts saved, too: state dicts in
+any float type, as compiled, parallel or averaged models have them, or with a prefix of Lightning's,
+and in a dictionary with other things. Nothing in a file is executed.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -26,29 +29,18 @@ from torch import Tensor, nn
 from common import LeNet, ResNet18, normalise, options_of, stated_settings, to_device
 from internals.arguments import ArgumentParser, HelpFormatter
 from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
-from internals.files import UserError, read_torch, write_file
+from internals.files import UserError, write_file
 from internals.output import make_output_last
+from internals.photos import read_photo
+from internals.weights import read_weights, warn_of_non_finite, without_prefix
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
-WRAPPERS = ("net", "model", "state_dict", "model_state_dict")
+ROWS = 20  # pictures in classified.png
 
 
 def weights_file(path: Path) -> Path:
     """The path itself, or model.pth in it if it is a folder."""
     return path / "model.pth" if path.is_dir() else path
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict of float32 tensors, by plain names; UserError if the file holds no such thing."""
-    content = read_torch(path)
-    for _ in range(2):  # one wrapper in another, at most
-        name = next((n for n in WRAPPERS if isinstance(content, dict) and isinstance(content.get(n), dict)), None)
-        content = content[name] if name else content
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict, but {type(content).__name__}: expected names with tensors")
-    if any(tensor.is_sparse or tensor.is_quantized or tensor.is_complex() for tensor in content.values()):
-        raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
-    return {str(name).removeprefix("module."): tensor.float() for name, tensor in content.items()}
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,6 +83,29 @@ def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
         f"{path} is neither {' nor '.join(others)}: {name} is {found.get(name, 'missing')}, expected "
         f"{nearest[name]} ({len(nearest)} tensors differ)"
     )
+
+
+def recognise_in_prefix(weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """`recognise`, also if the model is a part of another, as in Lightning; its own names come first."""
+    try:
+        return recognise(weights, path)
+    except UserError:
+        inner = without_prefix(weights)
+        if inner is not None:
+            return recognise_in_prefix(inner, path)
+        refuse_unknown_pooling(weights, path)
+        raise
+
+
+def refuse_unknown_pooling(weights: dict[str, Tensor], path: Path) -> None:
+    """UserError for torchvision's ResNets made for small images, whose accuracy can't be known from a file."""
+    names = {"conv1.weight", "layer1.0.conv1.weight", "fc.weight"}
+    if names <= weights.keys() and weights["conv1.weight"].shape[1:] == (3, 3, 3):
+        raise UserError(
+            f"{path} has torchvision's names for a ResNet, but a 3x3 first convolution: there are two such networks, "
+            "with and without a max-pool after it, which leaves no trace in the weights, so they can't be evaluated "
+            "safely; expected the names that common.py's ResNet18 has"
+        )
 
 
 # --- Statistics -------------------------------------------------------------------------------
@@ -145,17 +160,18 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
     axes = top.subplots()
     axes.axis("off")
     if filters is not None:
+        filters = filters.nan_to_num(0, 0, 0)
         axes.imshow(tiles((filters - filters.min()) / (filters.max() - filters.min()).clamp_min(1e-12)))
         axes.set_title(f"filters of the first convolution ({len(filters)}, as RGB, all on one scale)")
     panels = list(bottom.subplots(rows, 4, squeeze=False).flat)
     for axes, layer in zip(panels, layers, strict=False):
-        sets = [parameters[layer]] + ([other[layer]] if other else [])
-        reach = max(t.abs().max().item() for t in sets) or 1.0
+        sets = [tensor[tensor.isfinite()] for tensor in (parameters[layer], *([other[layer]] if other else []))]
+        reach = max(t.abs().max().item() if len(t) else 0 for t in sets) or 1.0
         edges = np.linspace(-reach, reach, 61)
         for tensor, name, colour, fill in zip(sets, names, ("#0072B2", "#D55E00"), (True, False), strict=False):
             style = {"histtype": "stepfilled" if fill else "step", "alpha": 0.6 if fill else 1, "color": colour}
-            axes.hist(tensor.flatten().numpy(), edges, label=name, **style)
-        axes.set_title(f"{layer} ({sets[0].numel():,})", fontsize=9)
+            axes.hist(tensor.numpy(), edges, label=name, **style)
+        axes.set_title(f"{layer} ({parameters[layer].numel():,})", fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
     for axes in panels[len(layers) :]:
@@ -254,9 +270,90 @@ def evaluate(model: nn.Module, data_dir: Path, folder: Path) -> None:
     write_picture(folder / "mistakes.png", draw_mistakes(data.test_images, labels, logits.softmax(1)))
 
 
+# --- Photos -----------------------------------------------------------------------------------
+
+
+def classify(model: nn.Module, paths: list[Path], folder: Path) -> bool:
+    """Print each picture's three likeliest classes and draw classified.png; whether all of them could be read."""
+    photos = {}
+    for path in paths:
+        try:
+            photos[path] = read_photo(path)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+    if photos:
+        images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
+        probabilities = logits_of(model, images).softmax(1)
+        names = [str(path).encode(errors="replace").decode() for path in photos]
+        lines = [["picture", "likeliest", "second", "third"]]
+        for name, row in zip(names, probabilities, strict=True):
+            lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
+        print_table(lines)
+        write_picture(folder / "classified.png", draw_classified(names, list(photos.values()), probabilities))
+    return len(photos) == len(set(paths))
+
+
+def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> bytes:
+    """A row per picture, the first `ROWS` of them: itself, its 32x32 pixels, and the classes' probabilities."""
+    from matplotlib.figure import Figure
+
+    rows = min(ROWS, len(names))
+    figure = Figure(figsize=(9.2, 2.6 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
+    for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=False):
+        for axes, picture in zip((left, middle), pictures, strict=True):
+            axes.imshow(picture)
+            axes.axis("off")
+        left.set_title(Path(name).name[-40:], fontsize=10, parse_math=False)
+        middle.set_title("what the network saw", fontsize=10)
+        colours = ["#D55E00" if i == row.argmax() else "#0072B2" for i in range(10)]
+        bars = right.barh(CLASSES, 100 * row, color=colours)
+        right.bar_label(bars, [f"{100 * p:.1f}" for p in row], padding=3, fontsize=8)
+        right.invert_yaxis()
+        right.set(xlim=(0, 118), xticks=range(0, 101, 25))
+        right.tick_params(labelsize=9)
+        right.set_title("probability (%)", fontsize=10)
+        right.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
 def write_picture(path: Path, content: bytes) -> None:
     write_file(path, content)
     print(f"wrote {path}")
+
+
+def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, path: Path) -> None:
+    """The file's parameters beside those of `--against`: a table, and a picture of its own."""
+    other_path = weights_file(arguments.against)
+    other = read_weights(other_path)
+    warn_of_non_finite(other, other_path)
+    other = parameters_of(other)
+    print_comparison(parameters, other, other_path)
+    against = arguments.against.resolve()
+    name = against.name if against.is_dir() else against.stem
+    picture = draw_weights(parameters, other, [str(arguments.path), str(arguments.against)])
+    write_picture(path.parent / f"weights-against-{name}.png", picture)
+
+
+def inspect(arguments: argparse.Namespace) -> bool:
+    """All that the command line asks for; whether all pictures to be classified could be read."""
+    path = weights_file(arguments.path)
+    weights = read_weights(path, arguments.key)
+    warn_of_non_finite(weights, path)
+    parameters = parameters_of(weights)
+    if not parameters:
+        raise UserError(f"{path} holds no trained tensors")
+    if arguments.against:
+        compare(parameters, arguments, path)
+    elif not arguments.classify:
+        print_statistics(parameters)
+        write_picture(path.parent / "weights.png", draw_weights(parameters, None, [str(arguments.path)]))
+    if not arguments.evaluate and not arguments.classify:
+        return True
+    model = recognise_in_prefix(weights, path)
+    if arguments.evaluate:
+        evaluate(model, arguments.data_dir, path.parent)
+    return classify(model, arguments.classify or [], path.parent)
 
 
 def main() -> None:
@@ -265,26 +362,12 @@ def main() -> None:
     add = parser.add_argument
     add("path", type=Path, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
     add("--evaluate", action="store_true", help="load the weights into their model and test it")
+    add("--classify", type=Path, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
     add("--against", type=Path, metavar="OTHER", help="a second folder or file, to be put beside the first")
+    add("--key", help='which weights of FOLDER_OR_FILE to take if it holds several, such as "ema"')
     add("--data-dir", type=Path, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
-    arguments = parser.parse_args()
     try:
-        path = weights_file(arguments.path)
-        weights = read_weights(path)
-        parameters, other, names = parameters_of(weights), None, [str(arguments.path)]
-        if not parameters:
-            raise UserError(f"{path} holds no trained tensors")
-        if arguments.against:
-            other_path = weights_file(arguments.against)
-            other = parameters_of(read_weights(other_path))
-            names.append(str(arguments.against))
-            print_comparison(parameters, other, other_path)
-        else:
-            print_statistics(parameters)
-        model = recognise(weights, path) if arguments.evaluate else None
-        write_picture(path.parent / "weights.png", draw_weights(parameters, other, names))
-        if model is not None:
-            evaluate(model, arguments.data_dir, path.parent)
+        sys.exit(0 if inspect(parser.parse_args()) else 1)
     except UserError as error:
         sys.exit(f"error: {error}")
 
