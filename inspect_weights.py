@@ -19,6 +19,7 @@ import contextlib
 import io
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,9 @@ def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
 
 def png(figure: object) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=90)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
+        figure.savefig(content, format="png", dpi=90)
     return content.getvalue()
 
 
@@ -290,6 +293,8 @@ def classify(model: nn.Module, paths: list[Path], folder: Path) -> bool:
             lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
         print_table(lines)
         write_picture(folder / "classified.png", draw_classified(names, list(photos.values()), probabilities))
+        if len(photos) > ROWS:
+            print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
     return len(photos) == len(set(paths))
 
 

@@ -27,7 +27,9 @@ def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} is no image that Pillow reads: convert it to JPEG or PNG") from None
     except Exception as error:  # each of Pillow's decoders raises its own kinds
         raise UserError(f"{path} can't be read as an image: {getattr(error, 'strerror', None) or error}") from error
-    square = ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC)
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    square = upright.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.BICUBIC)
     upright.thumbnail((SHOWN, SHOWN))
     return np.asarray(upright), np.asarray(square)
 

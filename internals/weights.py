@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from _compat_pickle import IMPORT_MAPPING  # Python 2's names of modules, which torch.save writes still
 from collections import Counter
 from pathlib import Path
 
@@ -32,7 +33,7 @@ HARMLESS = {
     "types": ("SimpleNamespace",),
 }
 # Packages found everywhere, whose functions a hostile file would call. In all others are the author's own classes.
-EVERYWHERE = sys.stdlib_module_names | {"numpy", "pip", "setuptools", "torch", "torchvision"}
+EVERYWHERE = sys.stdlib_module_names | IMPORT_MAPPING.keys() | {"numpy", "pip", "setuptools", "torch", "torchvision"}
 
 
 class Inert(list):
@@ -55,10 +56,10 @@ class InertObject:
 
 
 class InertAttribute:
-    """Stands for `getattr`, with which enumerations and nested classes of somebody's class are pickled."""
+    """Stands for `getattr`, with which enumerations and nested classes of the author's are pickled."""
 
-    def __new__(cls, *_: object) -> type[InertObject]:
-        return InertObject
+    def __new__(cls, owner: object, *_: object) -> object:
+        return InertObject if owner is InertObject else Inert()  # only the former may be called
 
 
 def stand_ins(path: Path) -> list[tuple[type, str]]:

@@ -167,6 +167,25 @@ def run(start):
     return lambda *arguments, **options: start(*arguments, **options).finish()
 
 
+@pytest.fixture
+def inspect(run):
+    """Runs inspect_weights.py: exit code, standard output and error."""
+
+    def inspect(*arguments: object) -> tuple[int, str, str]:
+        done = run(ROOT / "inspect_weights.py", *arguments)
+        return done.code, done.out, done.err
+
+    return inspect
+
+
+@pytest.fixture
+def lenet(run, tmp_path: Path) -> Path:
+    """The folder of a run of one epoch."""
+    out = tmp_path / "LeNet"
+    assert run("dropout_regularization", "--epochs", 1, "--output", out).code == 0
+    return out
+
+
 def wait_for(path: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not path.exists():

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import FORKSERVER, Finished, _child, environment, read_run
+from conftest import FORKSERVER, ROOT, Finished, _child, environment, read_run
 
 from internals.cifar10 import load_cifar10
 from internals.files import UserError, locked
@@ -30,7 +30,7 @@ def test_a_run_where_there_are_no_locks(tmp_path: Path, data_dir: Path, number: 
     out, log = tmp_path / "out", tmp_path / "log"
     words = ["--epochs", "1", "--data-dir", str(data_dir), "--output", str(out)]
     for _ in range(2):  # the first leaves a file named .lock, which must not keep the second out
-        arguments = ("original_version_model_multigpu", words, log, environment(data_dir))
+        arguments = (ROOT / "original_version_model_multigpu.py", words, log, environment(data_dir))
         process = FORKSERVER.Process(target=run_without_locks, args=(number, *arguments))
         process.start()
         process.join(60)

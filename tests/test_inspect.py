@@ -8,33 +8,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import FORKSERVER, ROOT, Command, _child, environment, run_command
+from conftest import ROOT, Command, run_command
 
 import inspect_weights
 from common import LeNet, ResNet18
 from internals.files import UserError
-
-
-@pytest.fixture
-def inspect(tmp_path: Path, data_dir: Path):
-    """Runs inspect_weights.py in a process of its own, forked from one that has imported torch."""
-
-    def inspect(*arguments: object) -> tuple[int, str, str]:
-        log = tmp_path / "inspect-log"
-        words, script = [str(word) for word in arguments], ROOT / "inspect_weights.py"
-        process = FORKSERVER.Process(target=_child, args=(script, words, log, environment(data_dir)))
-        process.start()
-        process.join(60)
-        return process.exitcode, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text()
-
-    return inspect
-
-
-@pytest.fixture
-def lenet(run, tmp_path: Path) -> Path:
-    out = tmp_path / "LeNet"
-    assert run("dropout_regularization", "--epochs", 1, "--output", out).code == 0
-    return out
 
 
 def test_a_runs_folder(lenet: Path) -> None:
@@ -77,7 +55,12 @@ def test_two_files_side_by_side(inspect, lenet: Path, tmp_path: Path) -> None:
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert rows["fc1.weight"][-2:] == ["0.5000", "0.5000"]
     assert rows["fc2.weight"][-2:] == ["1.0000", "0.0000"]
-    assert (lenet / "weights.png").is_file()
+    assert matplotlib.image.imread(lenet / "weights-against-half.png").shape[1] > 1000
+    assert not (lenet / "weights.png").exists()  # that is the first run's own picture
+    (tmp_path / "another run").mkdir()
+    (tmp_path / "half.pth").rename(tmp_path / "another run" / "model.pth")
+    assert inspect(lenet, "--against", tmp_path / "another run")[0] == 0
+    assert (lenet / "weights-against-another run.png").is_file()
 
 
 FOREIGN = {

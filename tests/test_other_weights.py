@@ -1,0 +1,393 @@
+"""inspect_weights.py on the weights that people bring: other wrappers, other things beside them, and hostile ones."""
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import enum
+import os
+import pathlib
+import runpy
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torchvision
+from conftest import FORKSERVER, Command
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import inspect_weights
+from common import LeNet, ResNet18
+from internals.cifar10 import load_cifar10
+from internals.files import UserError
+from internals.weights import read_weights
+
+
+class Lightning(nn.Module):
+    """A network inside another, as a LightningModule has it."""
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, network)
+
+
+def trained(wrap, seed: int = 0) -> nn.Module:
+    """A wrapped network after one step."""
+    torch.manual_seed(seed)
+    network = wrap(ResNet18(4))
+    network(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 1e-3 * parameter.grad
+    return network
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    return torch.compile(network, backend="eager")
+
+
+def parallel(network: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def averaged(network: nn.Module) -> AveragedModel:
+    """What AveragedModel has after two updates; it has no step of its own."""
+    average = AveragedModel(network)
+    for _ in range(2):
+        average.update_parameters(network)
+    return average
+
+
+WRAPPED = {
+    "compiled": compiled,
+    "compiled in parallel": lambda network: parallel(compiled(network)),
+    "parallel, compiled": lambda network: compiled(parallel(network)),
+    "in DataParallel": nn.DataParallel,
+    "in DataParallel, compiled": lambda network: compiled(nn.DataParallel(network)),
+    "in parallel": parallel,
+    "a compiled part": lambda network: setattr(network, "layer1", compiled(network.layer1)) or network,
+}
+AVERAGED = {
+    "averaged": lambda network: averaged(network),
+    "average of a compiled one": lambda network: averaged(compiled(network)),
+    "average of a parallel one": lambda network: averaged(parallel(network)),
+    "compiled average": lambda network: compiled(averaged(network)),
+    "average in another module": lambda network: Lightning("ema", averaged(network)),
+}
+
+
+def save_wrapped(folder: Path) -> None:
+    """A process of its own, since its process group would change what BatchNorm does in later tests."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
+    for name, wrap in WRAPPED.items():
+        inner = []
+        network = trained(lambda network, wrap=wrap, inner=inner: wrap(inner.append(network) or network))
+        torch.save(network.state_dict(), folder / f"{name}.pth")
+        torch.save(inner[0].state_dict(), folder / f"{name}.plain.pth")
+    for name, wrap in AVERAGED.items():
+        network = trained(lambda network: network)
+        torch.save(network.state_dict(), folder / f"{name}.plain.pth")
+        torch.save(wrap(network).state_dict(), folder / f"{name}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wrapped")
+    process = FORKSERVER.Process(target=save_wrapped, args=(folder,))
+    process.start()
+    process.join(100)
+    assert process.exitcode == 0
+    return folder
+
+
+@pytest.mark.parametrize("what", [*WRAPPED, *AVERAGED])
+def test_weights_of_wrapped_networks(wrapped: Path, what: str) -> None:
+    path = wrapped / f"{what}.pth"
+    assert list(torch.load(path)) != list(ResNet18(4).state_dict())
+    model = inspect_weights.recognise_in_prefix(read_weights(path), path)
+    plain = {name.replace("_orig_mod.", ""): t for name, t in torch.load(wrapped / f"{what}.plain.pth").items()}
+    assert type(model) is ResNet18 and model.state_dict().keys() == plain.keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor.float(), plain[name].float(), atol=1e-6), name
+
+
+@pytest.mark.parametrize("prefix", ["model", "net", "backbone", "encoder", "anything"])
+@pytest.mark.parametrize("network", [LeNet(), ResNet18(4)], ids=["LeNet", "ResNet18"])
+def test_one_common_prefix(tmp_path: Path, prefix: str, network: nn.Module) -> None:
+    path = tmp_path / "lightning.ckpt"
+    for outer in (Lightning(prefix, network), Lightning("model", Lightning(prefix, network))):
+        torch.save({"state_dict": outer.state_dict(), "epoch": 3, "hyper_parameters": {"lr": 0.1}}, path)
+        model = inspect_weights.recognise_in_prefix(read_weights(path), path)
+        assert type(model) is type(network)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network.parameters(), strict=True))
+
+
+def test_compiled_weights_evaluate_as_the_plain_ones(inspect, wrapped: Path, tmp_path: Path, data_dir: Path) -> None:
+    plain, data = ResNet18(4).eval(), load_cifar10(data_dir)
+    plain.load_state_dict(torch.load(wrapped / "compiled.plain.pth"))
+    right = inspect_weights.logits_of(plain, data.test_images).argmax(1).eq(data.test_labels)
+    (tmp_path / "weights.pth").write_bytes((wrapped / "compiled.pth").read_bytes())
+    code, out, err = inspect(tmp_path / "weights.pth", "--evaluate")
+    assert (code, err) == (0, "") and f"test accuracy {100 * right.float().mean():.2f} % (40 images" in out
+
+
+# --- Things beside the weights
+
+
+class Precision(enum.Enum):
+    BF16 = "bf16"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Trainer:
+    class Mode(enum.Enum):
+        FAST = 1
+
+
+@dataclasses.dataclass
+class Configuration:
+    name: str
+    path: Path
+
+
+class Attributes(dict):
+    """A dict whose entries are attributes, too, as many configurations are."""
+
+    __getattr__ = dict.get
+
+
+class Pair(collections.namedtuple("Pair", "a b")):
+    pass
+
+
+class FromWindows:
+    def __reduce__(self) -> tuple:
+        return pathlib.WindowsPath, ("C:\\", "runs", "best.pth")
+
+
+class ByName:
+    """An enumeration's member as Python 3.11.0 to 3.11.3 pickle it."""
+
+    def __reduce__(self) -> tuple:
+        return getattr, (Precision, "BF16")
+
+
+NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=8)))
+BESIDE = {
+    "a numpy number": np.float64(93.1),
+    "other numpy numbers": [np.float32(1), np.int64(2), np.bool_(True), np.str_("x")],
+    "numpy arrays": {"history": np.arange(3.0), "names": np.array(["a"]), "random": np.random.get_state()},
+    "a Namespace": argparse.Namespace(lr=0.1, output=Path("runs"), milestones=[3, 5], seed=np.int64(0)),
+    "paths": [Path("runs"), pathlib.PurePosixPath("/a"), pathlib.PureWindowsPath("C:\\a"), FromWindows()],
+    "dates": [NOON, NOON.date(), NOON.time(), datetime.timedelta(1)],
+    "enumerations": {Precision.BF16.name: Precision.BF16, "level": Level.HIGH, "mode": Trainer.Mode.FAST},
+    "an enumeration by its name": ByName(),
+    "somebody's dataclass": Configuration("a", Path("b")),
+    "somebody's dict": Attributes(lr=0.1, model=Attributes(width=4)),
+    "somebody's tuple": Pair(1, 2),
+    "collections": [collections.defaultdict(list, a=[1]), collections.deque([1, 2]), collections.Counter("a")],
+    "builtins": [{1, 2}, frozenset([3]), range(4), slice(1), b"bytes", 2j, 2**70, bytearray(b"x"), float, None],
+    "dates as keys": {NOON: 1, Path("a"): 2},
+    "an optimizer": torch.optim.SGD(LeNet().parameters(), 0.1, momentum=0.9),
+    "its state": torch.optim.SGD(LeNet().parameters(), 0.1, momentum=0.9).state_dict(),
+    "torch's own": [torch.__version__, torch.device("cpu"), torch.float32, torch.Size([1]), torch.get_rng_state()],
+    "random-number states": {"cpu": torch.get_rng_state(), "cuda": torch.get_rng_state()},
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_harmless_things_beside_the_weights(tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    network, path, before = LeNet(), tmp_path / "weights.pth", set(torch.serialization.get_safe_globals())
+    torch.save({"epoch": 7, "beside": BESIDE[what], "net": network.state_dict()}, path)
+    weights = read_weights(path)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_harmless_things_in_a_file_of_an_old_pytorch(tmp_path: Path) -> None:
+    content = {"net": LeNet().state_dict(), "acc": np.float64(93.1), "args": argparse.Namespace(out=Path("a"), at=NOON)}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_weights(tmp_path / "old.pth").keys() == LeNet().state_dict().keys()
+
+
+class Calls:
+    """Calls a function when unpickled."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.function, self.arguments
+
+
+HOSTILE = {
+    "os.system": lambda executed: Command(f"touch {executed}"),
+    "eval": lambda executed: Calls(eval, f"open({str(executed)!r}, 'w')"),
+    "exec": lambda executed: Calls(exec, f"open({str(executed)!r}, 'w')"),
+    "open": lambda executed: Calls(open, str(executed), "w"),
+    "subprocess": lambda executed: Calls(subprocess.Popen, ["touch", str(executed)]),
+    "mkdir by a path": lambda executed: Calls(Path.mkdir, Path(executed)),
+    "urllib": lambda executed: Calls(urllib.request.urlretrieve, f"file://{__file__}", str(executed)),
+    "runpy": lambda executed: Calls(runpy.run_path, str(executed)),
+    "numpy": lambda executed: Calls(np.save, str(executed), 1),
+    "torch": lambda executed: Calls(torch.save, 1, str(executed)),
+    "in a Namespace": lambda executed: argparse.Namespace(x=Command(f"touch {executed}")),
+    "in an enumeration": lambda executed: Calls(getattr, Command(f"touch {executed}"), "x"),
+    "a key": lambda executed: {Command(f"touch {executed}"): 1},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "old"])
+def test_hostile_things_beside_the_weights_are_refused(tmp_path: Path, what: str, new: bool) -> None:
+    path, executed = tmp_path / "weights.pth", tmp_path / "executed"
+    content = {"net": LeNet().state_dict(), "acc": HOSTILE[what](executed)}
+    torch.save(content, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(UserError, match="holds pickled objects, which are never executed") as error:
+        read_weights(path)
+    assert "\n" not in str(error.value) and not any(tmp_path.glob("executed*"))
+
+
+def run_here(executed: str) -> None:
+    os.mkdir(executed)
+
+
+class RunsHere:
+    """Unpickled by pickle, it would run a function of this module, which no other program has."""
+
+    def __init__(self, executed: Path) -> None:
+        self.executed = executed
+
+    def __reduce__(self) -> tuple:
+        return run_here, (str(self.executed),)
+
+
+class WithState(RunsHere):
+    def __reduce__(self) -> tuple:
+        return Configuration, ("a", "b"), {"__class__": RunsHere(self.executed), "items": RunsHere(self.executed)}
+
+
+@pytest.mark.parametrize("kind", [RunsHere, WithState])
+def test_somebodys_own_functions_are_left_out_and_not_run(tmp_path: Path, kind: type) -> None:
+    torch.save({"net": LeNet().state_dict(), "acc": kind(tmp_path / "executed")}, tmp_path / "weights.pth")
+    assert read_weights(tmp_path / "weights.pth").keys() == LeNet().state_dict().keys()
+    assert not (tmp_path / "executed").exists()
+
+
+# --- Several networks in a file
+
+
+def file_of_several(path: Path, *keys: str) -> dict[str, dict[str, torch.Tensor]]:
+    networks = {}
+    for seed, key in enumerate(keys):
+        torch.manual_seed(seed)
+        networks[key] = LeNet().state_dict()
+    torch.save(networks | {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(2, 2)}}}}, path)
+    return networks
+
+
+@pytest.mark.parametrize(
+    ("keys", "plain"),
+    [
+        (("net", "ema"), "net"),
+        (("ema", "net"), "net"),
+        (("state_dict_ema", "state_dict"), "state_dict"),
+        (("swa_model", "weights"), "weights"),
+        (("best_model", "model"), "model"),
+        (("first", "second"), "first"),
+        (("ema",), "ema"),
+        (("weights",), "weights"),
+    ],
+)
+def test_the_plain_weights_are_taken(
+    tmp_path: Path, keys: tuple[str, ...], plain: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    networks = file_of_several(tmp_path / "several.pth", *keys)
+    assert torch.equal(read_weights(tmp_path / "several.pth")["fc3.bias"], networks[plain]["fc3.bias"])
+    err = capfd.readouterr().err
+    assert (f"taking {plain}, --key takes another" in err and all(key in err for key in keys)) == (len(keys) > 1)
+    for key in keys:
+        assert torch.equal(read_weights(tmp_path / "several.pth", key)["fc3.bias"], networks[key]["fc3.bias"])
+    assert capfd.readouterr().err == ""
+
+
+def test_key_on_the_command_line(inspect, tmp_path: Path) -> None:
+    path = tmp_path / "several.pth"
+    networks = file_of_several(path, "net", "ema")
+    outputs = {}
+    for key in ("net", "ema"):
+        code, outputs[key], err = inspect(path, "--key", key)
+        assert code == 0 and err == ""
+        assert f"{torch.cat([t.flatten() for t in networks[key].values()]).norm():.3f}" in outputs[key]
+    assert inspect(path)[1] == outputs["net"]
+    code, out, err = inspect(path, "--key", "none")
+    assert code == 1 and out == ""
+    assert err.splitlines() == [f"error: {path} has no weights under none: expected one of net, ema"]
+    code, out, err = inspect(path, "--key", "ema", "--against", path)
+    assert code == 0 and "fc1.weight" in out and (tmp_path / "weights-against-several.png").is_file()
+    torch.save(LeNet().state_dict(), path)
+    code, _, err = inspect(path, "--key", "net")
+    assert code == 1 and "expected no --key" in err
+
+
+def test_one_wrapper_in_another(tmp_path: Path) -> None:
+    networks = [LeNet().state_dict(), LeNet().state_dict()]
+    path = tmp_path / "nested.pth"
+    torch.save({"checkpoint": {"model": networks[0]}, "averages": {"ema": networks[1]}}, path)
+    assert torch.equal(read_weights(path)["fc3.bias"], networks[0]["fc3.bias"])
+    assert torch.equal(read_weights(path, "averages.ema")["fc3.bias"], networks[1]["fc3.bias"])
+
+
+# --- What is not weights, or not to be evaluated
+
+NO_WEIGHTS = {
+    "a web page": ("<!DOCTYPE html>\n<html><head><title>404</title>", "a web page"),
+    "a web page without its head": ("\ufeff \n<HTML>quota exceeded", "a web page"),
+    "XML": ("<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
+    "a Git LFS pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "a Git LFS pointer"),
+    "JSON": ('{"error": "not found"}', 'text, not weights: it begins with \'{"error"'),
+    "Chinese": ("文件不存在", "text, not weights: it begins with '文件不存在'"),
+}
+
+
+@pytest.mark.parametrize("what", NO_WEIGHTS)
+def test_text_in_the_place_of_weights_is_named(tmp_path: Path, what: str) -> None:
+    content, named = NO_WEIGHTS[what]
+    (tmp_path / "model.pth").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="expected the file itself") as error:
+        read_weights(tmp_path / "model.pth")
+    assert f"model.pth is {named}" in str(error.value) and "pickled" not in str(error.value)
+
+
+def test_weights_with_nan_or_infinity_are_evaluated_with_a_warning(inspect, tmp_path: Path) -> None:
+    weights = ResNet18(4).state_dict()
+    weights["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    weights["layer2.0.bn1.running_var"][:] = weights["conv1.weight"][0, 0, 0, 0] = float("inf")
+    weights["linear.bias"][:] = -float("inf")  # not one finite value is left to be drawn
+    torch.save(weights, tmp_path / "model.pth")
+    code, out, err = inspect(tmp_path, "--evaluate")
+    assert code == 0 and "test accuracy" in out and (tmp_path / "weights.png").is_file()
+    assert len(err.splitlines()) == 1 and err.startswith("warning:"), err
+    assert "conv1.weight and 3 more tensors hold NaN or infinity" in err
+
+
+def test_torchvisions_names_are_not_evaluated_since_the_pooling_is_unknown(inspect, tmp_path: Path) -> None:
+    blocks = torchvision.models.resnet.BasicBlock, [1, 1, 1, 1]
+    network = torchvision.models.ResNet(*blocks, num_classes=10)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    path = tmp_path / "resnet.pth"
+    torch.save({"model": Lightning("net", network).state_dict()}, path)
+    code, out, err = inspect(path, "--evaluate")
+    assert code == 1 and "total" in out and (tmp_path / "weights.png").is_file()
+    assert len(err.splitlines()) == 1 and "max-pool" in err and "no trace in the weights" in err
