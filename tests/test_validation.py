@@ -83,9 +83,9 @@ def test_best_model_is_of_the_chosen_epoch(run, tmp_path: Path, data_dir: Path) 
     assert "validation_images" not in common.config_of(SETTINGS)  # as in files from before there were any
 
 
-def test_the_same_images_are_held_out_after_resuming_and_in_several_processes(run, start, tmp_path, data_dir) -> None:
+def test_the_same_images_are_held_out_after_resuming(run, start, tmp_path: Path) -> None:
     script = ("original_version_model", "--epochs", 30, "--validation-images", 30)
-    whole, resumed, several = (tmp_path / name for name in ("whole", "resumed", "several"))
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run(*script, "--output", whole).code == 0
     interrupted = start(*script, "--output", resumed)
     while not (resumed / "checkpoint.pth").exists():
@@ -98,11 +98,16 @@ def test_the_same_images_are_held_out_after_resuming_and_in_several_processes(ru
     assert without.code == 1 and "validation_images 30 -> 0" in without.err
     assert run(*script, "--output", resumed, "--resume").code == 0
     assert same_losses(resumed, whole) and same_weights(resumed / "best_model.pth", whole / "best_model.pth")
-    command = ("torchrun", "--standalone", "--nproc-per-node=2", ROOT / f"{script[0]}.py", *script[1:])
+
+
+def test_the_same_images_are_held_out_in_several_processes(run, tmp_path: Path, data_dir: Path) -> None:
+    alone, several = tmp_path / "alone", tmp_path / "several"
+    assert run(*SCRIPT, "--output", alone).code == 0
+    command = ("torchrun", "--standalone", "--nproc-per-node=2", ROOT / f"{SCRIPT[0]}.py", *SCRIPT[1:])
     done = run_command(*command, "--output", several, data_dir=data_dir)
     assert done.code == 0, done.err
     for name in ("validation_loss", "test_loss"):
-        assert read_run(several)["history"][name] == pytest.approx(read_run(whole)["history"][name], rel=1e-3), name
+        assert read_run(several)["history"][name] == pytest.approx(read_run(alone)["history"][name], rel=1e-3), name
 
 
 def test_a_small_folder_is_one_line(run, own_data_dir: Path, tmp_path: Path) -> None:
