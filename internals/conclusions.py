@@ -22,7 +22,8 @@ SEED_DEVIATION = 1.0
 RULES = (
     "A difference is given ± its standard error, from the standard deviations of the seeds; with fewer than three "
     f"seeds the deviation is taken to be at least {SEED_DEVIATION:g} point, that of times and speeds always at least "
-    f"{100 * TIME_DEVIATION:g} %. What is within twice the standard error decides nothing."
+    f"{100 * TIME_DEVIATION:g} %, which holds for one day on an idle machine: from one day to another the same run's "
+    "time has differed by more than half. What is within twice the standard error decides nothing."
 )
 
 
