@@ -32,11 +32,10 @@ from internals.arguments import ArgumentParser, HelpFormatter
 from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
 from internals.files import UserError, write_file
 from internals.output import make_output_last
-from internals.photos import read_photo
-from internals.weights import read_weights, warn_of_non_finite, without_prefix
+from internals.photos import ROWS, draw_classified, read_photo
+from internals.weights import read_weights, refuse_unknown_pooling, warn_of_non_finite, without_prefix
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
-ROWS = 20  # pictures in classified.png
 
 
 def weights_file(path: Path) -> Path:
@@ -96,17 +95,6 @@ def recognise_in_prefix(weights: dict[str, Tensor], path: Path) -> nn.Module:
             return recognise_in_prefix(inner, path)
         refuse_unknown_pooling(weights, path)
         raise
-
-
-def refuse_unknown_pooling(weights: dict[str, Tensor], path: Path) -> None:
-    """UserError for torchvision's ResNets made for small images, whose accuracy can't be known from a file."""
-    names = {"conv1.weight", "layer1.0.conv1.weight", "fc.weight"}
-    if names <= weights.keys() and weights["conv1.weight"].shape[1:] == (3, 3, 3):
-        raise UserError(
-            f"{path} has torchvision's names for a ResNet, but a 3x3 first convolution: there are two such networks, "
-            "with and without a max-pool after it, which leaves no trace in the weights, so they can't be evaluated "
-            "safely; expected the names that common.py's ResNet18 has"
-        )
 
 
 # --- Statistics -------------------------------------------------------------------------------
@@ -292,34 +280,10 @@ def classify(model: nn.Module, paths: list[Path], folder: Path) -> bool:
         for name, row in zip(names, probabilities, strict=True):
             lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
         print_table(lines)
-        write_picture(folder / "classified.png", draw_classified(names, list(photos.values()), probabilities))
+        write_picture(folder / "classified.png", png(draw_classified(names, list(photos.values()), probabilities)))
         if len(photos) > ROWS:
             print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
     return len(photos) == len(set(paths))
-
-
-def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> bytes:
-    """A row per picture, the first `ROWS` of them: itself, its 32x32 pixels, and the classes' probabilities."""
-    from matplotlib.figure import Figure
-
-    rows = min(ROWS, len(names))
-    figure = Figure(figsize=(9.2, 2.6 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
-    for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=False):
-        for axes, picture in zip((left, middle), pictures, strict=True):
-            axes.imshow(picture)
-            axes.axis("off")
-        left.set_title(Path(name).name[-40:], fontsize=10, parse_math=False)
-        middle.set_title("what the network saw", fontsize=10)
-        colours = ["#D55E00" if i == row.argmax() else "#0072B2" for i in range(10)]
-        bars = right.barh(CLASSES, 100 * row, color=colours)
-        right.bar_label(bars, [f"{100 * p:.1f}" for p in row], padding=3, fontsize=8)
-        right.invert_yaxis()
-        right.set(xlim=(0, 118), xticks=range(0, 101, 25))
-        right.tick_params(labelsize=9)
-        right.set_title("probability (%)", fontsize=10)
-        right.spines[["top", "right"]].set_visible(False)
-    return png(figure)
 
 
 def write_picture(path: Path, content: bytes) -> None:

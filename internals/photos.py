@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from internals.cifar10 import CLASSES
 from internals.files import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROWS = 20  # pictures in classified.png
 SHOWN = 400  # pixels that a picture's longer side has at most when it is drawn
 
 
@@ -46,3 +53,30 @@ def on_white(image: Image.Image) -> Image.Image:
     ground = Image.new("RGBA", image.size, "white")
     ground.alpha_composite(image.convert("RGBA"))
     return ground.convert("RGB")
+
+
+def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> Figure:
+    """A row per picture, the first `ROWS` of them: itself, its 32x32 pixels, and the classes' probabilities.
+
+    `photos` as `read_photo` gives them; probabilities float32 (N, 10).
+    """
+    from matplotlib.figure import Figure
+
+    rows = min(ROWS, len(names))
+    figure = Figure(figsize=(9.2, 2.6 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
+    for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=False):
+        for axes, picture in zip((left, middle), pictures, strict=True):
+            axes.imshow(picture)
+            axes.axis("off")
+        left.set_title(Path(name).name[-40:], fontsize=10, parse_math=False)
+        middle.set_title("what the network saw", fontsize=10)
+        colours = ["#D55E00" if i == row.argmax() else "#0072B2" for i in range(10)]
+        bars = right.barh(CLASSES, 100 * row, color=colours)
+        right.bar_label(bars, [f"{100 * p:.1f}" for p in row], padding=3, fontsize=8)
+        right.invert_yaxis()
+        right.set(xlim=(0, 118), xticks=range(0, 101, 25))
+        right.tick_params(labelsize=9)
+        right.set_title("probability (%)", fontsize=10)
+        right.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -166,3 +166,14 @@ def warn_of_non_finite(weights: dict[str, Tensor], path: Path) -> None:
     if broken:
         others = f" and {len(broken) - 1} more tensors hold" if broken[1:] else " holds"
         print(f"warning: in {path}, {broken[0]}{others} NaN or infinity: a training that diverged", file=sys.stderr)
+
+
+def refuse_unknown_pooling(weights: dict[str, Tensor], path: Path) -> None:
+    """UserError for torchvision's ResNets made for small images, whose accuracy can't be known from a file."""
+    names = {"conv1.weight", "layer1.0.conv1.weight", "fc.weight"}
+    if names <= weights.keys() and weights["conv1.weight"].shape[1:] == (3, 3, 3):
+        raise UserError(
+            f"{path} has torchvision's names for a ResNet, but a 3x3 first convolution: there are two such networks, "
+            "with and without a max-pool after it, which leaves no trace in the weights, so they can't be evaluated "
+            "safely; expected the names that common.py's ResNet18 has"
+        )
