@@ -22,8 +22,8 @@ SEED_DEVIATION = 1.0
 RULES = (
     "A difference is given ± its standard error, from the standard deviations of the seeds; with fewer than three "
     f"seeds the deviation is taken to be at least {SEED_DEVIATION:g} point, that of times and speeds always at least "
-    f"{100 * TIME_DEVIATION:g} %, which holds for one day on an idle machine: from one day to another the same run's "
-    "time has differed by more than half. What is within twice the standard error decides nothing."
+    f"{100 * TIME_DEVIATION:g} %, which holds for one day on one machine: from one day to another the same run's time "
+    "has differed by more than half. What is within twice the standard error decides nothing."
 )
 
 
@@ -250,7 +250,7 @@ def gaps_in_short(groups: list[Group]) -> str:
 
 
 # Of the speed that each further device could add, what deserves to be called considerable.
-CONSIDERABLE = 1 / 3
+CONSIDERABLE = 1 / 2
 
 
 def judge_parallel(groups: list[Group], measured: list[Speedup]) -> Judgement:
@@ -268,7 +268,7 @@ def judge_parallel(groups: list[Group], measured: list[Speedup]) -> Judgement:
     unit = "GPUs" if on_gpus else "CPU cores"
     first = "" if on_gpus else "No GPU has been measured: here CPU cores are the devices. "
     evidence = [
-        f"{first}Considerably faster means at least 1.33 times as fast on two, twice on four: a third of what the "
+        f"{first}Considerably faster means at least 1.5 times as fast on two, 2.5 times on four: half of what the "
         f"further {unit} could add."
     ]
     for s in speedups:

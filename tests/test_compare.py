@@ -445,8 +445,8 @@ def test_efficiency() -> None:
     assert verdicts(*lenet, *three(RESNET, 90, seconds=50))[1][0] == HOLDS
     verdict, evidence = verdicts(*lenet, *three(RESNET, 90, seconds=1000))[1]
     # ResNet-18 gets in its first epoch to what LeNet's worst seed reaches in its last.
-    assert verdict == PARTLY and "To LeNet's 59.50 %, ResNet-18 needed 1000 ± 17 s" in evidence
-    assert "LeNet 300 ± 5 s" in evidence
+    assert verdict == PARTLY and "To LeNet's 59.50 %, ResNet-18 needed 1000 ± 29 s" in evidence
+    assert "LeNet 300 ± 9 s" in evidence
     assert verdicts(*lenet, *three(RESNET, 50, seconds=50))[1][0] == CONTRADICTED
     assert verdicts(*lenet, *three(RESNET, 60.1, seconds=100))[1][0] == UNCERTAIN
     assert verdicts(*lenet)[1] == (OPEN, "Missing: ResNet-18.")
@@ -495,9 +495,9 @@ def test_several_devices_in_whole_runs() -> None:
     one = invented(LENET, seconds=40, threads=1)
     four = invented(LENET, seconds=10, parallel="DistributedDataParallel", world_size=4, threads=1)
     verdict, evidence = verdicts(one, four)[3]
-    assert verdict == HOLDS and "4.00 ± 0.17 times as fast" in evidence
+    assert verdict == HOLDS and "4.00 ± 0.28 times as fast" in evidence
     assert "CPU cores are the devices" in evidence and "LeNet, batch size 128" in evidence
-    for speed, expected in ((1000, CONTRADICTED), (2500, UNCERTAIN)):  # two of four times is the least
+    for speed, expected in ((1000, CONTRADICTED), (3000, UNCERTAIN)):  # 2.5 times on four is the least
         slower = copy.deepcopy(four)
         slower["result"]["images_per_second"] = speed
         assert verdicts(one, slower)[3][0] == expected
@@ -526,11 +526,11 @@ def scaling(tmp_path: Path, device: str, devices: str, *speedups: float) -> list
 
 
 def test_several_devices_in_the_benchmark(tmp_path: Path) -> None:
-    measured = scaling(tmp_path, "EPYC", "CPU cores", 1.6, 1.9)
+    measured = scaling(tmp_path, "EPYC", "CPU cores", 1.8, 1.9)
     verdict, evidence = verdicts(invented(LENET), measured=measured)[3]
     assert verdict == HOLDS and "No GPU has been measured" in evidence
     assert "ResNet18, width 32, batch size 512 (scaling.py): 1000 images/s on one, 1900 on 2 CPU cores (EP" in evidence
-    for speedups, expected in (((1.6, 1.0), PARTLY), ((1.0,), CONTRADICTED), ((1.0, 1.3), UNCERTAIN)):
+    for speedups, expected in (((1.9, 1.0), PARTLY), ((1.0,), CONTRADICTED), ((1.0, 1.5), UNCERTAIN)):
         measured = scaling(tmp_path, "EPYC", "CPU cores", *speedups)
         assert verdicts(invented(LENET), measured=measured)[3][0] == expected
     gpus = scaling(tmp_path, "H100", "GPUs", 1.9)
