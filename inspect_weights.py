@@ -168,7 +168,7 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
     bottom.supxlabel("weight (height: how many have that value)", fontsize=9)
     if other:
         handles, labels = next(iter(bottom.axes)).get_legend_handles_labels()
-        top.legend(handles, labels, loc="upper right", fontsize=9)
+        bottom.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
     figure.suptitle(" against ".join(names))
     return png(figure)
 
