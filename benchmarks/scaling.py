@@ -58,7 +58,8 @@ LINKS = {  # seconds per message, and bytes per second in each direction: what p
     "100 Gbit/s Ethernet": (2e-5, 11e9),
     "10 Gbit/s Ethernet": (5e-5, 1.1e9),
 }
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00")  # Okabe and Ito's, for all kinds of eyes
+# Blues for LeNet and vermilion for ResNet-18, as in all pictures; markers tell the batch sizes apart in print.
+COLOURS = ("#003D60", "#0072B2", "#73B3D9", "#8A3D00", "#E8813B")
 
 # What was timed ("none", "computing", "all_reduce" or a way of being parallel), model, batch size or bytes, devices
 Key = tuple[str, str, int, int]
@@ -427,12 +428,12 @@ def draw(record: dict) -> bytes:
 def draw_steps(axes: object, record: dict) -> None:
     """One bar for each case and number of devices, in per cent of one device's step."""
     names, place = {}, 0.0
-    for case in record["cases"]:
+    for case, colour in zip(record["cases"], COLOURS, strict=True):
         single = case["measured"][0]["step_seconds"]
         for row in case["measured"]:
             computing, exchanging = (100 * row[f"{what}_seconds"] / single for what in ("computing", "exchanging"))
-            axes.barh(place, computing, color=COLOURS[0], label="" if names else "computing")
-            axes.barh(place, exchanging, left=computing, color=COLOURS[4], label="" if names else "exchanging")
+            axes.barh(place, computing, color=colour, label="" if names else "computing")
+            axes.barh(place, exchanging, left=computing, color="#F0E442", label="" if names else "exchanging")
             milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
             axes.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
             parallel = " in DataParallel" * (row["parallel"] == "DataParallel")
