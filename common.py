@@ -1,6 +1,6 @@
 """What the CIFAR-10 experiments share, in the order a run flows.
 
-settings and command line -> data -> models -> one run's parts -> training and evaluation -> files -> a run
+settings and command line -> models -> one run's parts -> training and evaluation -> its state -> results -> a run
 
 An experiment script states its `Settings` and calls `main`; a notebook calls `run`. Nothing runs on import.
 """
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from internals.arguments import ArgumentParser, HelpFormatter, device_name, within
-from internals.cifar10 import DATA_DIR, Data, DataUnavailable, hold_out, load_cifar10
+from internals.cifar10 import DATA_DIR, Data, hold_out, load_data
 from internals.execution import (
     Execution,
     InPrecision,
@@ -41,7 +41,7 @@ from internals.execution import (
     start_execution,
     tiny_steps,
 )
-from internals.files import UserError, locked, read_torch, write_file, write_torch
+from internals.files import UserError, opened, read_torch, write_file, write_torch
 from internals.loss_plot import draw_losses
 from internals.original import original_text
 from internals.output import make_output_last
@@ -153,25 +153,6 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
     if dataset != "cifar10":
         changed["dataset"] = dataset
     return Path(settings.output or HERE / "modelset" / settings.folder / describe(changed))
-
-
-# --- Data -------------------------------------------------------------------------------------
-
-
-def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
-    """The data for `--dataset`, and a warning if it is a stand-in that nobody asked for; UserError if there is none."""
-    warning = ""
-    try:
-        if dataset != "synthetic":
-            return load_cifar10(data_dir), warning
-    except DataUnavailable as error:
-        if dataset == "cifar10":
-            raise
-        warning = f"WARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
-        warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
-    from internals.synthetic import synthetic_images
-
-    return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
 
 
 # --- Models -----------------------------------------------------------------------------------
@@ -702,18 +683,6 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
             sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
         leave_processes()
     return record
-
-
-@contextlib.contextmanager
-def opened(folder: Path) -> Iterator[None]:
-    """Make a run's folder and keep others out of it; UserError if that can't be done."""
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder))
-        except OSError as error:
-            raise UserError(f"{folder} can't be written: {error.strerror}") from error
-        yield
 
 
 def introduce(settings: Settings, execution: Execution, data: Data) -> None:

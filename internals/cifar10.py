@@ -92,6 +92,22 @@ def hold_out(data: Data, count: int) -> Data:
     return dataclasses.replace(data, **parts)
 
 
+def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
+    """The data for `--dataset`, and a warning if it is a stand-in that nobody asked for; UserError if there is none."""
+    warning = ""
+    try:
+        if dataset != "synthetic":
+            return load_cifar10(data_dir), warning
+    except DataUnavailable as error:
+        if dataset == "cifar10":
+            raise
+        warning = f"WARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
+        warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
+    from internals.synthetic import synthetic_images
+
+    return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
+
+
 def load_cifar10(data_dir: Path) -> Data:
     """CIFAR-10 from an image folder, the official files, or a download: the first that applies.
 

@@ -58,6 +58,18 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         release()
 
 
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Make a run's folder and keep others out of it; UserError if that can't be done."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise UserError(f"{folder} can't be written: {error.strerror}") from error
+        yield
+
+
 def lock_file(path: Path, wait: bool) -> Callable[[], None]:
     """Lock a file for this process; what lets go of it.
 

@@ -18,9 +18,8 @@ from conftest import Command, make_image_folder
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from common import load_data
 from internals import cifar10
-from internals.cifar10 import CLASSES, DataUnavailable, load_cifar10
+from internals.cifar10 import CLASSES, DataUnavailable, load_cifar10, load_data
 from internals.files import UserError
 from internals.synthetic import synthetic_images
 
