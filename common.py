@@ -45,7 +45,7 @@ from internals.files import UserError, opened, read_torch, write_file, write_tor
 from internals.loss_plot import draw_losses
 from internals.original import original_text
 from internals.output import make_output_last
-from internals.processes import BatchNorm2d, from_rank_0, leave_processes, total
+from internals.processes import from_rank_0, leave_processes, total
 from internals.words import describe, describe_epoch, describe_result
 
 HERE = Path(__file__).resolve().parent
@@ -200,13 +200,13 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(channels)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
             projection = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, BatchNorm2d(channels))
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -231,7 +231,7 @@ class ResNet18(nn.Module):
         # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
         self.channels_last = width >= 16
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
         self.layer2 = nn.Sequential(BasicBlock(width, 2 * width, 2), BasicBlock(2 * width, 2 * width, 1))
         self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2), BasicBlock(4 * width, 4 * width, 1))

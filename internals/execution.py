@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from internals.processes import join_processes
+from internals.processes import BatchNorm2d, join_processes
 
 if TYPE_CHECKING:
     from common import Settings
@@ -98,8 +98,8 @@ class InPrecision(nn.Module):
 def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
     """`network`, whose own parameters are trained, wrapped for several GPUs or processes.
 
-    `DataParallel` copies the model to the GPUs at every step and splits the batch among them;
-    `DistributedDataParallel` has one process per GPU, which exchange nothing but gradients.
+    `DataParallel` copies the model to the GPUs at every step and splits the batch among them; for
+    `DistributedDataParallel`, each process has its own model, and they exchange gradients and BatchNorm's sums.
     """
     if execution.parallel == "none":
         return network
@@ -107,6 +107,9 @@ def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
         return nn.DataParallel(network)
     if execution.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:  # on the CPU, where nn.SyncBatchNorm doesn't work
+            module.__class__ = BatchNorm2d
     return nn.parallel.DistributedDataParallel(network)
 
 

@@ -137,8 +137,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     """BatchNorm whose statistics are the global batch's, also where processes share it out.
 
     Normalising each process's share by itself would give ResNet-18 other statistics, and so other
-    weights, than a single process. `nn.SyncBatchNorm` does the same on GPUs, and there replaces
-    this class, but refuses to run on the CPU. Images (N, C, H, W); a share may be empty.
+    weights, than a single process. `nn.SyncBatchNorm` does the same on GPUs, but refuses to run on the
+    CPU. Images (N, C, H, W); a share may be empty.
     """
 
     def forward(self, x: Tensor) -> Tensor:
