@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -108,6 +109,7 @@ def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None
 
 def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -> None:
     os.environ.update(env)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests were started with nohup
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
