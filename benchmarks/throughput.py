@@ -36,6 +36,7 @@ import common
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
+from internals.arguments import ArgumentParser, HelpFormatter
 from internals.synthetic import synthetic_images
 
 ROUNDS = 5
@@ -193,6 +194,7 @@ def describe_rates(rates: dict[str, list[float]], preparing: list[float]) -> lis
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads")
     progress = tqdm(total=len(devices) * len(CASES) * ROUNDS, disable=None, leave=False, unit=" rounds")
