@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from internals.arguments import ArgumentParser, HelpFormatter, device_name, within
+from internals.arguments import ArgumentParser, HelpFormatter, checked, device_name, within
 from internals.cifar10 import DATA_DIR, Data, hold_out, load_data
 from internals.execution import (
     Execution,
@@ -92,18 +92,28 @@ class Settings:
 
 
 def options_of(settings: Settings) -> dict[str, object]:
-    """What the model's constructor gets: its own defaults, and the settings' options in their place."""
+    """What the model's constructor gets: its own defaults, and the settings' options in their place.
+
+    A default whose name is that of a setting, such as `device`, is left alone. WrongOption for such an option.
+    """
+    names = {field.name for field in dataclasses.fields(Settings)}
+    if clash := names & settings.options.keys():
+        raise WrongOption(f"{settings.model.__name__} can't have an option {min(clash)}: every run has such a setting")
     parameters = inspect.signature(settings.model).parameters.values()
     plain = {p.name: p.default for p in parameters if isinstance(p.default, (bool, int, float, str))}
-    return plain | dict(settings.options)
+    return {name: value for name, value in plain.items() if name not in names} | dict(settings.options)
 
 
 def config_of(settings: Settings) -> dict[str, object]:
-    """The settings that decide a run's result, as `loss.json` and the checkpoint keep them."""
+    """The settings that decide a run's result, as `loss.json` keeps them; WrongOption if it can't."""
     optimisation = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay", "batch_size")}
     rest = {name: getattr(settings, name) for name in ("augment", "schedule", "precision", "epochs", "seed")}
     held_out = {"validation_images": settings.validation_images} if settings.validation_images else {}
-    return {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest, **held_out}
+    config = {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest, **held_out}
+    try:
+        return json.loads(json.dumps(config, allow_nan=False))  # plain numbers, also where numpy's were given
+    except (TypeError, ValueError) as error:
+        raise WrongOption(f"settings must be finite numbers, texts or truth values: {error}") from error
 
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
@@ -141,10 +151,17 @@ def parse_arguments(stated: Settings, description: str | None) -> Settings:
 
 
 def stated_settings(experiment: str) -> Settings | None:
-    """What the experiment's script states; None if it isn't one of the scripts beside this file."""
-    if not re.fullmatch(r"\w+", experiment) or not (HERE / f"{experiment}.py").is_file():
+    """What the experiment's script states; None if it isn't one of the scripts beside this file.
+
+    UserError if the script can't be imported.
+    """
+    if not re.fullmatch(r"\w{1,99}", experiment) or not (HERE / f"{experiment}.py").is_file():
         return None
-    return getattr(importlib.import_module(experiment), "SETTINGS", None)
+    try:
+        settings = getattr(importlib.import_module(experiment), "SETTINGS", None)
+    except (Exception, SystemExit) as error:  # whatever somebody's script does
+        raise UserError(f"{experiment}.py can't be imported: {type(error).__name__}: {error}") from error
+    return settings if isinstance(settings, Settings) else None
 
 
 def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
@@ -152,7 +169,7 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
     changed = differences(config_of(settings), config_of(stated))
     if dataset != "cifar10":
         changed["dataset"] = dataset
-    return Path(settings.output or HERE / "modelset" / settings.folder / describe(changed))
+    return Path(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
 
 
 # --- Models -----------------------------------------------------------------------------------
@@ -662,6 +679,7 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
     with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
     """
     stated = stated or stated_settings(settings.experiment) or settings
+    settings = checked(settings, config_of(settings))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([]))
         model, execution = build_model(settings), start_execution(settings)
@@ -709,6 +727,8 @@ def main(stated: Settings, description: str | None) -> None:
         sys.exit(f"error: {error}")
     except Interrupted as interruption:
         command = shlex.join(["python", *(word for word in sys.argv if word != "--resume"), "--resume"])
+        if dist.is_torchelastic_launched():
+            command = "start torchrun again in the same way, with --resume at the end"
         if os.environ.get("RANK", "0") == "0":
             print(f"stopped by signal {interruption.args[0]} and saved; to continue: {command}", file=sys.stderr)
         sys.exit(128 + interruption.args[0])

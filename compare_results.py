@@ -150,7 +150,7 @@ def folded_pictures(group: Group) -> str:
     for folder, run in zip(group.folders, group.runs, strict=True):
         if (folder / "loss.png").is_file():
             where = os.path.relpath(folder / "loss.png", MODELSET).replace(os.sep, "/")
-            title = f"{group.label}, seed {run['config'].get('seed')}"
+            title = f"{group.label}, seed {run['config'].get('seed')} ({device_text(run)})"
             picture = f"![Loss and accuracy](<{where}>)"
             parts.append(f"<details><summary>{title}</summary>\n\n{picture}\n\n</details>")
     return "\n\n".join(parts)
@@ -240,7 +240,7 @@ def main() -> None:
     try:
         finished, unfinished = read_all(arguments.paths or [MODELSET])
         folder = output_folder(arguments.paths, arguments.output)
-        for outdated in MODELSET.glob("unfinished-*.png"):
+        for outdated in folder.glob("unfinished-*.png"):
             outdated.unlink()
         names = {run["dataset"]["name"] for run in finished.values()} | {run.dataset for run in unfinished}
         for name in sorted(names):

@@ -73,7 +73,8 @@ def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
     for model in candidates(weights, path):
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         if expected == found:
-            model.load_state_dict(weights, assign=True)
+            types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+            model.load_state_dict({name: tensor.to(types[name]) for name, tensor in weights.items()}, assign=True)
             return to_device(model, torch.device("cpu")).eval()
         differing = (name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         others[type(model).__name__] = {name: expected.get(name, "none") for name in differing}

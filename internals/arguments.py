@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import math
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+
+from internals.files import UserError
+
+if TYPE_CHECKING:
+    from common import Settings
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -42,3 +50,23 @@ def device_name(text: str) -> str:
         gpus = torch.cuda.device_count()
         raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine, which has {gpus} CUDA devices")
     return text
+
+
+def checked(settings: Settings, config: dict[str, object]) -> Settings:
+    """The settings with the plain numbers of `config`; UserError that names those with an impossible value.
+
+    The command line's are checked by argparse already, those of a notebook are not.
+    """
+    names = {field.name for field in dataclasses.fields(settings)} & config.keys() - {"model"}
+    options = {name: config[name] for name in config.keys() - names if name != "model"}
+    plain = dataclasses.replace(settings, **{name: config[name] for name in names}, options=options)
+    whole = ("epochs", 1), ("batch_size", 1), ("seed", 0), ("validation_images", 0)
+    possible = {name: type(getattr(plain, name)) is int and getattr(plain, name) >= least for name, least in whole}
+    for name, below in (("lr", math.inf), ("weight_decay", math.inf), ("momentum", 1)):
+        possible[name] = type(getattr(plain, name)) in (int, float) and 0 <= getattr(plain, name) < below
+    possible["schedule"] = plain.schedule in ("constant", "cosine")
+    possible["precision"] = plain.precision in ("auto", "fp32", "bf16")
+    possible["dataset"] = plain.dataset in ("auto", "cifar10", "synthetic")
+    if wrong := [f"{name} {getattr(plain, name)!r}" for name, is_possible in possible.items() if not is_possible]:
+        raise UserError(f"impossible settings: {', '.join(wrong)}")
+    return plain

@@ -125,13 +125,16 @@ def load_cifar10(data_dir: Path) -> Data:
             stack.enter_context(locked(data_dir, wait=True))
         except OSError:  # a read-only folder is used as it is
             writable = False
-        found = find_data(data_dir)
-        if found is None:
-            refuse_lookalikes(data_dir)
-            download(data_dir)
-            found = ARCHIVE, read_archive, data_dir / ARCHIVE, [data_dir / ARCHIVE]
-        source, read, place, files = found
-        stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in files)
+        try:
+            found = find_data(data_dir)
+            if found is None:
+                refuse_lookalikes(data_dir)
+                download(data_dir)
+                found = ARCHIVE, read_archive, data_dir / ARCHIVE, [data_dir / ARCHIVE]
+            source, read, place, files = found
+            stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in files)
+        except OSError as error:  # a link to nowhere, a file that this user may not read
+            raise UserError(f"{error.filename or data_dir} can't be read: {error.strerror}") from error
         listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
         cache = data_dir / "cifar10-cache.npz"

@@ -19,11 +19,13 @@ UNCERTAIN, OPEN = "is too uncertain to tell", "can't be judged"
 # Assumed of accuracies and gaps, in points, where there are fewer than three seeds to tell: LeNet's accuracy
 # moves by about a point from one seed to the next.
 SEED_DEVIATION = 1.0
+TRIAL_EPOCHS = 5  # as many as the shortest experiment has: with fewer, a run is a trial and tells nothing of accuracies
 RULES = (
     "A difference is given ± its standard error, from the standard deviations of the seeds; with fewer than three "
     f"seeds the deviation is taken to be at least {SEED_DEVIATION:g} point, that of times and speeds always at least "
     f"{100 * TIME_DEVIATION:g} %, which holds for one day on one machine: from one day to another the same run's time "
-    "has differed by more than half. What is within twice the standard error decides nothing."
+    "has differed by more than half. What is within twice the standard error decides nothing, nor does the accuracy of "
+    f"a run of fewer than {TRIAL_EPOCHS} epochs."
 )
 
 
@@ -294,11 +296,12 @@ CONCLUSIONS = (
 
 def judge_all(groups: list[Group], measured: list[Speedup]) -> list[Judgement]:
     """One judgement for each of CONCLUSIONS."""
+    longer = [group for group in groups if group.config.get("epochs", TRIAL_EPOCHS) >= TRIAL_EPOCHS]
     # Best epochs that were chosen on the test set and on validation images are different things: the first two
     # conclusions go by one kind, the original's if it suffices.
-    kinds = [[g for g in groups if g.chosen_on == kind] for kind in ("test", "validation")]
+    kinds = [[g for g in longer if g.chosen_on == kind] for kind in ("test", "validation")]
     judgements = []
     for judge in (judge_model_choice, judge_efficiency):
         by_kind = [judge(kind) for kind in kinds]
         judgements.append(next((one for one in by_kind if one.verdict != OPEN), by_kind[0]))
-    return [*judgements, judge_regularisation(groups), judge_parallel(groups, measured)]
+    return [*judgements, judge_regularisation(longer), judge_parallel(groups, measured)]

@@ -108,7 +108,8 @@ def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
     if execution.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:  # on the CPU, where nn.SyncBatchNorm doesn't work
+        usual = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum
+        if usual:  # on the CPU, where nn.SyncBatchNorm doesn't work
             module.__class__ = BatchNorm2d
     return nn.parallel.DistributedDataParallel(network)
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -122,6 +123,6 @@ def read_torch(path: Path) -> object:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # torch.load raises many kinds on damaged and foreign files
-        unsafe = "Unsupported global" in str(error) or "weights_only" in str(error).lower()
+        unsafe = re.search("GLOBAL|Can only (create|build)|for unrecognized function", str(error))
         what = "holds pickled objects, which are never executed" if unsafe else "is cut short or no torch.save file"
         raise UserError(f"{path} {what}: expected tensors and plain data") from error

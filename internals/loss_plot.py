@@ -31,7 +31,8 @@ def draw_losses(run: dict) -> bytes:
         axes.legend()
     stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
     title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
-    figure.suptitle(f"{title}\n{textwrap.fill(describe(run['config']).replace(',', ', '), 120)}", fontsize=10)
+    settings = textwrap.fill(describe(run["config"]).replace(",", ", "), 120)
+    figure.suptitle(f"{title}\n{settings}", fontsize=10, parse_math=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

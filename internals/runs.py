@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import statistics
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,19 @@ def read_run(path: Path) -> dict:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         history, result = run["history"], run["result"]
-        names = list(HISTORY) + ["validation_loss", "validation_accuracy"] * (chosen_on(run) == "validation")
+        validation = ["validation_loss", "validation_accuracy"]
+        names = list(HISTORY) + validation * (chosen_on(run) == "validation" or any(n in history for n in validation))
         check_history(history, names)
         numbers = [result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch", "parameters")]
         numbers += [result[name] for name in ("train_seconds", "images_per_second")]
         numbers += [result[name] for name in ("total_seconds", "mirrored_test_accuracy") if name in result]
         texts = [run["experiment"], run["dataset"]["name"], run["config"]["model"], run["environment"]["device"]]
         texts += [run["environment"]["parallel"], processor(run)]
+        numbers.append(run["config"].get("seed", 0))
         whole = history["epoch"] and device_count(run) >= 1
         if not whole or not all(isinstance(text, str) for text in texts) or not all(map(math.isfinite, numbers)):
             raise ValueError("it has no epochs, or other things than numbers or texts where they belong")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is no loss.json of these scripts ({type(error).__name__}: {error})") from error
@@ -196,7 +199,11 @@ def short_label(experiment: str, changes: dict, epochs: object) -> str:
 
 def changes_of(experiment: str, config: dict) -> dict:
     """What differs from the stated settings, without the seed; all settings if there are none stated."""
-    settings = stated_settings(experiment)
+    try:
+        settings = stated_settings(experiment)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        settings = None
     stated = config_of(settings) if settings else {}
     return {name: value for name, value in differences(config, stated).items() if name != "seed"}
 
@@ -248,7 +255,7 @@ def read_unfinished(path: Path) -> Unfinished:
     """What checkpoint.pth tells of its run, which is not disturbed; UserError if it is no checkpoint of ours."""
     state = read_torch(path)
     try:
-        config, history, dataset = state["config"], state["history"], state["dataset"]["name"]
+        config, history, dataset = state["config"], state["history"], str(state["dataset"]["name"])
         check_history(history, list(HISTORY))
         experiment = str(state.get("experiment", path.parent.name))
         changes = changes_of(experiment, config)
@@ -256,7 +263,7 @@ def read_unfinished(path: Path) -> Unfinished:
         return Unfinished(
             experiment, changes, config.get("seed"), int(state["epoch"]), epochs, dataset, history, path.parent
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(f"{path} is no checkpoint of these scripts ({type(error).__name__}: {error})") from error
 
 

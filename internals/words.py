@@ -13,7 +13,8 @@ def describe_result(result: dict) -> str:
 
 def describe(config: dict[str, object]) -> str:
     """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
-    return ",".join(f"{name}={str(value).removesuffix('.0')}" for name, value in config.items())
+    texts = {name: str(v).removesuffix(".0") if isinstance(v, float) else v for name, v in config.items()}
+    return ",".join(f"{name}={text}" for name, text in texts.items())
 
 
 def describe_epoch(row: dict[str, float], epochs: int, images: int) -> str:

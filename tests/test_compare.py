@@ -440,6 +440,12 @@ def test_single_runs_say_so_and_decide_less() -> None:
     assert judge_all(grouped(*all_three), [])[0].caveat == ""
 
 
+def test_a_trial_of_few_epochs_decides_nothing() -> None:
+    runs = [*three(LENET, 60), *three(LENET, 64, lr=0.005), *three(RESNET, 90)]
+    trial = invented(LENET, 11, lr=0.5, epochs=1)
+    assert verdicts(*runs, trial)[:2] == verdicts(*runs)[:2]
+
+
 def test_efficiency() -> None:
     lenet = three(LENET, 60, seconds=100)
     assert verdicts(*lenet, *three(RESNET, 90, seconds=50))[1][0] == HOLDS

@@ -201,6 +201,12 @@ def test_hidden_and_other_files_are_no_images(own_data_dir: Path) -> None:
     assert torch.equal(load_cifar10(own_data_dir).train_images, before.train_images)
 
 
+def test_a_link_to_nowhere_is_named(own_data_dir: Path) -> None:
+    (own_data_dir / "train" / "dog" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png can't be read: No such file"):
+        load_cifar10(own_data_dir)
+
+
 def test_links_spaces_and_other_letters_in_names(tmp_path: Path) -> None:
     folder = make_image_folder(tmp_path / "Bilder für süße 小猫", 1, 1)
     (folder / "train" / "cat" / "0000.png").rename(folder / "train" / "cat" / "кот 1.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, read_run, run_command, same_losses, same_weights
@@ -161,3 +162,54 @@ def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
     printed = "".join(output["text"] for output in notebook.cells[-1]["outputs"])
     assert "test accuracy" in printed and f"results in {tmp_path}/b" in printed
     assert same_losses(tmp_path / "a", tmp_path / "b")
+
+
+# --- What a script or a notebook may get wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epochs": 0}, "epochs 0"),
+        ({"epochs": 1.5}, "epochs 1.5"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"lr": -1.0}, "lr -1.0"),
+        ({"lr": float("inf")}, "finite numbers"),
+        ({"momentum": 2}, "momentum 2"),
+        ({"schedule": "linear"}, "schedule 'linear'"),
+        ({"precision": "fp16"}, "precision 'fp16'"),
+        ({"dataset": "mnist"}, "dataset 'mnist'"),
+        ({"validation_images": -10}, "validation_images -10"),
+        ({"options": {"dropout": torch.nn.ReLU}}, "finite numbers"),
+        ({"options": {"schedule": "x"}}, "schedule"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_named_before_training(data_dir, tmp_path: Path, changes: dict, named: str) -> None:
+    with pytest.raises(common.UserError, match=re.escape(named)):
+        common.run(settings_for(data_dir, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_numpys_numbers_are_as_good_as_pythons(data_dir: Path, tmp_path: Path) -> None:
+    for name, rate in (("a", np.float64(0.01)), ("b", 0.01)):
+        common.run(settings_for(data_dir, tmp_path / name, epochs=1, lr=rate))
+    assert same_losses(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_default_with_the_name_of_a_setting_stays_as_it_is(run, perceptron: Path) -> None:
+    more = 'hidden: int = 50, device: str = "cpu", text: str = "$x^$"'
+    perceptron.write_text(perceptron.read_text().replace("hidden: int = 50", more))
+    done = run(perceptron, "--epochs", 1, "--text", "a/b$x^$")
+    assert done.code == 0, done.err
+    assert read_run(folder_of(perceptron, "text=a_b$x^$,epochs=1"))["config"]["text"] == "a/b$x^$"
+
+
+def test_a_script_that_cannot_be_imported_is_a_warning_of_the_comparison(run, perceptron: Path) -> None:
+    assert run(perceptron, "--epochs", 1).code == 0
+    perceptron.write_text("import nothing_of_that_name\n")
+    done = run(perceptron.parent / "compare_results.py")
+    assert done.code == 0 and "perceptron.py can't be imported" in done.err, done.err
+    assert re.search(r"perceptron +model=Perceptron", done.out)
+    done = run(perceptron.parent / "inspect_weights.py", folder_of(perceptron, "epochs=1"), "--evaluate")
+    assert done.code == 1 and "perceptron.py can't be imported" in done.err
