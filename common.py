@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from internals.arguments import ArgumentParser, HelpFormatter, checked, device_name, within
-from internals.cifar10 import DATA_DIR, Data, hold_out, load_data
+from internals.cifar10 import DATA_DIR, Data, dataset_record, hold_out, load_data
 from internals.execution import (
     Execution,
     InPrecision,
@@ -41,7 +41,7 @@ from internals.execution import (
     start_execution,
     tiny_steps,
 )
-from internals.files import UserError, opened, read_torch, write_file, write_torch
+from internals.files import UserError, WrongOption, opened, read_torch, write_file, write_torch
 from internals.loss_plot import draw_losses
 from internals.original import original_text
 from internals.output import make_output_last
@@ -49,10 +49,6 @@ from internals.processes import from_rank_0, leave_processes, total
 from internals.words import describe, describe_epoch, describe_result
 
 HERE = Path(__file__).resolve().parent
-
-
-class WrongOption(UserError):
-    """The model's constructor takes no such value."""
 
 
 class Interrupted(Exception):
@@ -629,12 +625,6 @@ def continue_from(run: Run, state: dict) -> dict:
 
 
 # --- Results ----------------------------------------------------------------------------------
-
-def dataset_record(data: Data) -> dict[str, object]:
-    """What `loss.json` and the checkpoint keep of the data."""
-    counts = {f"{part}_images": len(getattr(data, f"{part}_labels")) for part in ("train", "validation", "test")}
-    return {"name": data.name, "source": data.source, **{name: count for name, count in counts.items() if count}}
-
 
 def run_record(run: Run, state: dict) -> dict:
     """What `loss.json` holds of a finished run; the README documents it."""

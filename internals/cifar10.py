@@ -70,6 +70,12 @@ class Data:
     validation_labels: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
+def dataset_record(data: Data) -> dict[str, object]:
+    """What `loss.json` and the checkpoint keep of the data."""
+    counts = {f"{part}_images": len(getattr(data, f"{part}_labels")) for part in ("train", "validation", "test")}
+    return {"name": data.name, "source": data.source, **{name: count for name, count in counts.items() if count}}
+
+
 def hold_out(data: Data, count: int) -> Data:
     """`data` with `count` of its training images, as many of each class, as validation images instead.
 

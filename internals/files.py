@@ -24,6 +24,10 @@ class UserError(Exception):
     """Something the person at the keyboard can put right: shown as one line, exit code 1."""
 
 
+class WrongOption(UserError):
+    """A setting, or an argument of the model's constructor, that can't be: exit code 2."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of `folder`, and remove what dead ones left half written.
