@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from internals.arguments import ArgumentParser, HelpFormatter, checked, device_name, within
+from internals.arguments import ArgumentParser, HelpFormatter, checked, device_name, kind_of, within
 from internals.cifar10 import DATA_DIR, Data, dataset_record, hold_out, load_data
 from internals.execution import (
     Execution,
@@ -139,8 +139,7 @@ def parse_arguments(stated: Settings, description: str | None) -> Settings:
     add("--resume", action="store_true", help="continue from the folder's checkpoint.pth")
     own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
     for name, value in options.items():
-        kind = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value)}
-        own.add_argument(f"--{name.replace('_', '-')}", **kind, help="of the model")
+        own.add_argument(f"--{name.replace('_', '-')}", **kind_of(value), help="of the model")
     parser.set_defaults(**vars(stated) | options)
     values = vars(parser.parse_args())
     return Settings(**values | {"options": {name: values.pop(name) for name in options}})

@@ -42,6 +42,21 @@ def within(kind: type, low: float, below: float) -> Callable[[str], float]:
     return parse
 
 
+def finite(text: str) -> float:
+    """An argparse type: a float that is neither infinite nor NaN."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+
+
+def kind_of(default: object) -> dict[str, object]:
+    """What argparse is to be told of a flag with this default."""
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": finite if isinstance(default, float) else type(default)}
+
+
 def device_name(text: str) -> str:
     """An argparse type: "auto", or a device that this machine has."""
     cuda = re.fullmatch(r"cuda(?::(\d+))?", text)

@@ -1,5 +1,6 @@
 """benchmarks/scaling.py: what it predicts, and that nothing of it is left running."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -75,11 +76,21 @@ def test_the_committed_figures_are_whole(scaling) -> None:
 
 
 def children(of: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+    with contextlib.suppress(OSError):  # it has ended
+        return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+    return []
 
 
 def descendants(of: int) -> list[int]:
     return [pid for child in children(of) for pid in (child, *descendants(child))]
+
+
+def is_worker(pid: int) -> bool:
+    """Whether it is one that torchrun started, and not torchrun itself or a command that a library runs."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return "torch.distributed.run" not in words and any(word.endswith("scaling.py") for word in words)
+    return False
 
 
 def still_running(pids: list[int]) -> list[int]:
@@ -96,10 +107,10 @@ def still_running(pids: list[int]) -> list[int]:
 def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "scaling.py", "--width", "4", "--output", tmp_path]
     running = subprocess.Popen(command, env=environment(None), stderr=subprocess.PIPE, text=True)
-    while len(started := descendants(running.pid)) < 2:  # torchrun, and the first of its processes
+    while not (workers := list(filter(is_worker, started := descendants(running.pid)))):
         assert running.poll() is None
         time.sleep(0.05)
-    os.kill(running.pid if kill == "itself" else started[-1], signal.SIGINT if kill == "itself" else signal.SIGKILL)
+    os.kill(running.pid if kill == "itself" else workers[0], signal.SIGINT if kill == "itself" else signal.SIGKILL)
     _, error = running.communicate(timeout=60)
     assert running.returncode == code
     assert still_running(started) == []
