@@ -47,8 +47,8 @@ class Speedup:
         return self.device if self.device != "cpu" else self.machine or "processor not recorded"
 
 
-# These change a run's result, but not the work that an image is.
-NO_WORK = ("seed", "epochs", "lr", "momentum", "weight_decay", "schedule", "validation_images")
+# These change a run's result, but neither the work that an image is nor what else a run does.
+NO_WORK = ("seed", "epochs", "lr", "momentum", "schedule")
 
 
 def same_work(one: Group, other: Group) -> bool:
