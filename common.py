@@ -625,6 +625,7 @@ def continue_from(run: Run, state: dict) -> dict:
 
 # --- Results ----------------------------------------------------------------------------------
 
+
 def run_record(run: Run, state: dict) -> dict:
     """What `loss.json` holds of a finished run; the README documents it."""
     history, seconds = state["history"], sum(state["history"]["seconds"])

@@ -72,9 +72,10 @@ def checked(settings: Settings, config: dict[str, object]) -> Settings:
 
     The command line's are checked by argparse already, those of a notebook are not.
     """
-    names = {field.name for field in dataclasses.fields(settings)} & config.keys() - {"model"}
-    options = {name: config[name] for name in config.keys() - names if name != "model"}
-    plain = dataclasses.replace(settings, **{name: config[name] for name in names}, options=options)
+    names = {field.name for field in dataclasses.fields(settings)}
+    own = {name: value for name, value in config.items() if name in names and name != "model"}
+    options = {name: value for name, value in config.items() if name not in names}
+    plain = dataclasses.replace(settings, **own, options=options)
     whole = ("epochs", 1), ("batch_size", 1), ("seed", 0), ("validation_images", 0)
     possible = {name: type(getattr(plain, name)) is int and getattr(plain, name) >= least for name, least in whole}
     for name, below in (("lr", math.inf), ("weight_decay", math.inf), ("momentum", 1)):
