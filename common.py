@@ -7,9 +7,9 @@ An experiment script states its `Settings` and calls `main`; a notebook calls `r
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -19,7 +19,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from internals.arguments import ArgumentParser, HelpFormatter, checked, device_name, kind_of, within
+from internals.arguments import checked, kind_of, settings_parser
 from internals.cifar10 import DATA_DIR, Data, dataset_record, hold_out, load_data
 from internals.execution import (
     Execution,
@@ -46,7 +46,7 @@ from internals.loss_plot import draw_losses
 from internals.original import original_text
 from internals.output import make_output_last
 from internals.processes import from_rank_0, leave_processes, total
-from internals.words import describe, describe_epoch, describe_result
+from internals.words import LATER, describe, describe_epoch, describe_result, differences
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,9 +73,13 @@ class Settings:
     momentum: float
     batch_size: int  # over all processes and GPUs together
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)  # arguments of the model's constructor
+    nesterov: bool = False
     weight_decay: float = 0.0  # L2 regularisation, as torch.optim.SGD defines it
-    schedule: str = "constant"  # or "cosine": the learning rate falls to 0 over the run's epochs
-    augment: bool = False  # random crop with padding 4, and horizontal flip
+    schedule: str = "constant"  # or another one of `learning_rate`
+    label_smoothing: float = 0.0  # as torch.nn.CrossEntropyLoss defines it
+    augment: bool = False  # random crop and horizontal flip
+    crop_padding: int = 4  # pixels on each side
+    flips: str = "random"  # or "alternating": an image flipped in one epoch isn't in the next
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
     seed: int = 0
     validation_images: int = 0  # training images, kept out of training, that choose the best epoch
@@ -103,40 +107,17 @@ def options_of(settings: Settings) -> dict[str, object]:
 def config_of(settings: Settings) -> dict[str, object]:
     """The settings that decide a run's result, as `loss.json` keeps them; WrongOption if it can't."""
     optimisation = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay", "batch_size")}
-    rest = {name: getattr(settings, name) for name in ("augment", "schedule", "precision", "epochs", "seed")}
-    held_out = {"validation_images": settings.validation_images} if settings.validation_images else {}
-    config = {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest, **held_out}
+    rest = {name: getattr(settings, name) for name in ("augment", "schedule", "precision", "epochs", "seed", *LATER)}
+    config = {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest}
     try:
         return json.loads(json.dumps(config, allow_nan=False))  # plain numbers, also where numpy's were given
     except (TypeError, ValueError) as error:
         raise WrongOption(f"settings must be finite numbers, texts or truth values: {error}") from error
 
 
-def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
-    """The entries of `config` that `stated` has otherwise or not at all."""
-    return {name: value for name, value in config.items() if stated.get(name) != value}
-
-
 def parse_arguments(stated: Settings, description: str | None) -> Settings:
     """The stated settings with the command line's changes; wrong arguments exit with code 2."""
-    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
-    add, options = parser.add_argument, options_of(stated)
-    add("--epochs", type=within(int, 1, 2**31), help="passes over the training images")
-    add("--lr", type=within(float, 0, math.inf), help="learning rate")
-    add("--momentum", type=within(float, 0, 1), help="SGD momentum")
-    add("--weight-decay", type=within(float, 0, math.inf), help="L2 regularisation")
-    add("--batch-size", type=within(int, 1, 2**31), help="images per step, over all GPUs and processes")
-    add("--augment", action=argparse.BooleanOptionalAction, help="random crop and horizontal flip")
-    add("--seed", type=within(int, 0, 2**32), help="of the weights, the order of images, and dropout")
-    validation_help = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
-    add("--validation-images", type=within(int, 0, 2**31), metavar="N", help=validation_help)
-    add("--device", type=device_name, help="auto, cpu, cuda, cuda:N or mps")
-    add("--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 if the model gains from it on this device")
-    dataset_help = "auto: CIFAR-10, or a synthetic stand-in where it can't be had"
-    add("--dataset", choices=("auto", "cifar10", "synthetic"), help=dataset_help)
-    add("--data-dir", type=Path, metavar="DIR", help="where CIFAR-10 is, or is downloaded to")
-    add("--output", type=Path, metavar="DIR", help="folder of the results, if not under modelset/")
-    add("--resume", action="store_true", help="continue from the folder's checkpoint.pth")
+    parser, options = settings_parser(description), options_of(stated)
     own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
     for name, value in options.items():
         own.add_argument(f"--{name.replace('_', '-')}", **kind_of(value), help="of the model")
@@ -172,7 +153,9 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
 # A model is a class whose constructor's arguments are its options; it raises ValueError for values that it can't
 # take. What else it may say of itself, as attributes: `mean` and `std` of its normalisation, per channel from 0
 # to 1 (else CIFAR-10's own); `channels_last` and `bf16`, whether it gains from them (else not); `options_from`,
-# which options a state dict is of (else the defaults).
+# which options a state dict is of (else the defaults); `optimizer(settings)`, which makes its own, whose groups may
+# have a factor on the learning rate, `lr_factor` (else `sgd`); `initialise(images)`, called once with all training
+# images, uint8 (N, 3, 32, 32), before training.
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -305,12 +288,16 @@ class Run:
     signals: list[int]  # numbers of those that have arrived
 
 
+def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
+    """SGD as the settings state it, over parameters or groups of them."""
+    rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    return torch.optim.SGD(parameters, **rates, nesterov=settings.nesterov, fused=True)
+
+
 def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.Module, folder: Path) -> Run:
     """Everything that training needs, on the execution's device."""
     model = to_device(model, execution.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = getattr(model, "optimizer", functools.partial(sgd, model.parameters()))(settings)
     arrays = {name: value.to(execution.device) for name, value in vars(data).items() if isinstance(value, Tensor)}
     data = dataclasses.replace(data, **arrays)
     network = parallel_network(InPrecision(model, execution.precision), execution)
@@ -322,6 +309,7 @@ def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.
 CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
 EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
 TRAIN_EVALUATION_IMAGES = 10_000
+ONE_CYCLE_PEAK = 0.23  # the part of the run at which the learning rate is highest, as in fast_model.py's paper
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
 
 
@@ -344,7 +332,11 @@ def train(run: Run, state: dict) -> dict:
         save_state(run, state)
         if run.execution.rank == 0:
             print(describe_epoch(row, run.settings.epochs, len(run.data.train_labels)))
-    return state | {"total_seconds": time.perf_counter() - began}
+    mirrored = {}
+    if run.settings.augment:
+        _, accuracy = evaluate(run, run.data.test_images, run.data.test_labels, mirrored=True)
+        mirrored = {"mirrored_test_accuracy": accuracy}
+    return state | {"mirrored": mirrored, "total_seconds": time.perf_counter() - began}
 
 
 def train_epoch(run: Run, state: dict) -> Tensor:
@@ -352,13 +344,11 @@ def train_epoch(run: Run, state: dict) -> Tensor:
 
     `state` follows chunk by chunk, so that it can be saved when a signal ends the epoch early.
     """
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.settings, state["epoch"])
     with tiny_steps(run.settings.batch_size), progress_bar(run, state) as bar:
         started = time.perf_counter()
-        for batches, sizes in epoch_chunks(run, state["epoch"], state["step"]):
+        for batches, sizes, rates in epoch_chunks(run, state["epoch"], state["step"]):
             check_signals(run)
-            losses = train_chunk(run, batches, sizes)
+            losses = train_chunk(run, batches, sizes, rates)
             if run.execution.device.type == "cpu":  # on a GPU this would make the host wait
                 check_finite(losses, state["epoch"], state["step"])
                 bar.set_postfix(loss=f"{losses.sum() * run.execution.world_size / sum(sizes):.3f}", refresh=False)
@@ -372,15 +362,18 @@ def train_epoch(run: Run, state: dict) -> Tensor:
     return losses
 
 
-def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int]) -> Tensor:
-    """One SGD step per batch, on this process's shares of them; float32 (batches,): each loss, summed over its images.
+def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]) -> Tensor:
+    """One step per batch, on this process's shares of them; float32 (batches,): each loss, summed over its images.
 
-    What is minimised is the mean over the whole batch, whose size `sizes` has.
+    What is minimised is the mean over the whole batch, whose size `sizes` has, at the learning rate in `rates`.
     """
     losses, parameters, world_size = [], list(run.model.parameters()), run.execution.world_size
     weights = {size: torch.full((), world_size / size, device=run.execution.device) for size in set(sizes)}
-    for (images, labels), size in zip(batches, sizes, strict=True):
-        loss = F.cross_entropy(run.network(images), labels, reduction="sum")
+    smoothing = run.settings.label_smoothing
+    for (images, labels), size, rate in zip(batches, sizes, rates, strict=True):
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_factor", 1)
+        loss = F.cross_entropy(run.network(images), labels, reduction="sum", label_smoothing=smoothing)
         for parameter in parameters:
             parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
         loss.backward(weights[size])
@@ -389,40 +382,48 @@ def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int]
     return torch.stack(losses)
 
 
-def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list[int]]]:
+Batches = tuple[list[tuple[Tensor, Tensor]], list[int], list[float]]
+
+
+def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[Batches]:
     """The epoch's batches from `step` on, prepared a chunk of them at a time.
 
-    Yields this process's shares of the batches, (images float32, labels), and the whole batches' sizes.
+    Yields this process's shares of the batches, (images float32, labels), the whole batches' sizes, and the learning
+    rates of their steps.
     Order and augmentation follow from seed and epoch alone: neither the number of processes nor
     an interruption changes them. Dropout's masks follow from seed, epoch, step and rank.
     """
-    data, rank, seed, size = run.data, run.execution.rank, run.settings.seed, run.settings.batch_size
+    data, rank, seed, settings = run.data, run.execution.rank, run.settings.seed, run.settings
     count, device = len(data.train_labels), run.execution.device
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     order = torch.randperm(count, generator=generator).to(device)
-    shifts = torch.randint(0, 9, (2, count), generator=generator).to(device)
+    shifts = torch.randint(0, 2 * settings.crop_padding + 1, (2, count), generator=generator).to(device)
     flips = torch.rand(count, generator=generator).lt(0.5).to(device)
-    positions = torch.arange(count, device=device).split(size)
-    chunk_steps = max(1, CHUNK_IMAGES[device.type] // size)
+    if settings.flips == "alternating":
+        first_flips = torch.rand(count, generator=generator.manual_seed(mixed_seed(seed, 0))).lt(0.5).to(device)
+        flips = (first_flips ^ (epoch % 2 == 0))[order]
+    positions = torch.arange(count, device=device).split(settings.batch_size)
+    chunk_steps = max(1, CHUNK_IMAGES[device.type] // settings.batch_size)
     for first in range(step, len(positions), chunk_steps):
         torch.manual_seed(mixed_seed(seed, epoch, first, rank))
         batches = positions[first : first + chunk_steps]
         shares = [batch.tensor_split(run.execution.world_size)[rank] for batch in batches]
         chunk = torch.cat(shares)
         images, labels = data.train_images[order[chunk]], data.train_labels[order[chunk]]
-        if run.settings.augment:
-            images = augment(images, shifts[:, chunk], flips[chunk])
+        if settings.augment:
+            images = augment(images, shifts[:, chunk], flips[chunk], settings.crop_padding)
         sizes = [len(share) for share in shares]
         pairs = zip(normalise(images, run.model).split(sizes), labels.split(sizes), strict=True)
-        yield list(pairs), [len(batch) for batch in batches]
+        rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(positions)) for i in range(len(batches))]
+        yield list(pairs), [len(batch) for batch in batches], rates
 
 
-def augment(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Each image cropped at its own place after padding by 4, and flipped or not.
+def augment(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """Each image cropped at its own place after padding, and flipped or not.
 
-    Images uint8 (N, 3, 32, 32); `shifts` int64 (2, N), down and right, 0 to 8; `flips` bool (N,).
+    Images uint8 (N, 3, 32, 32); `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
     """
-    windows = F.pad(images, (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, 9, 9, 32, 32)
+    windows = F.pad(images, (padding,) * 4).unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
     crops = windows[torch.arange(len(images), device=images.device), :, shifts[0], shifts[1]]
     return torch.where(flips[:, None, None, None], crops.flip(3), crops)
 
@@ -432,16 +433,26 @@ def mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def learning_rate(settings: Settings, epoch: int) -> float:
-    """The rate of `epoch`, 1 to `epochs`; "cosine" is Loshchilov & Hutter's, https://arxiv.org/abs/1608.03983."""
-    cosine = (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
-    return settings.lr * cosine if settings.schedule == "cosine" else settings.lr
+def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
+    """The rate at that part, 0 to 1, of `epoch`, 1 to `epochs`; only "one-cycle" changes within an epoch.
+
+    "cosine" falls to 0 over the run's epochs (Loshchilov & Hutter, https://arxiv.org/abs/1608.03983); "one-cycle" rises
+    linearly to `lr` and falls linearly to 0 (after Smith & Topin, https://arxiv.org/abs/1708.07120).
+    """
+    done = (epoch - 1 + part) / settings.epochs
+    factors = {
+        "constant": 1,
+        "cosine": (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2,
+        "one-cycle": min(done / ONE_CYCLE_PEAK, (1 - done) / (1 - ONE_CYCLE_PEAK)),
+    }
+    return settings.lr * factors[settings.schedule]
 
 
-def evaluate(run: Run, images: Tensor, labels: Tensor) -> tuple[float, float]:
+def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
 
-    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device.
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. `mirrored` takes the mean of the logits of
+    each image and its mirror image.
     """
     execution, network, sums = run.execution, InPrecision(run.model, run.execution.precision), []
     run.model.eval()
@@ -449,7 +460,8 @@ def evaluate(run: Run, images: Tensor, labels: Tensor) -> tuple[float, float]:
         for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
             check_signals(run)
             share = batch.tensor_split(execution.world_size)[execution.rank]
-            logits = network(normalise(images[share], run.model))
+            views = [images[share], images[share].flip(3)] if mirrored else [images[share]]
+            logits = sum(network(normalise(view, run.model)) for view in views) / len(views)
             loss = F.cross_entropy(logits, labels[share], reduction="sum")
             sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
         loss, correct = total(torch.stack(sums)).double().sum(0).tolist()
@@ -592,9 +604,8 @@ def saved_state(folder: Path, settings: Settings, dataset: dict[str, object]) ->
     if not resume:
         print(f"{path} is a checkpoint of epoch {state['epoch']}: --resume continues it. Starting afresh.")
         return new_state()
-    none = {"validation_images": 0}  # as where nothing is said of them
-    was = none | state["config"] | state["dataset"]
-    changed = differences(none | config_of(settings) | dataset, was)
+    was = LATER | state["config"] | state["dataset"]
+    changed = differences(config_of(settings) | dataset, was)
     if settings.schedule == "constant" and settings.epochs >= was["epochs"]:
         changed.pop("epochs", None)
     if changed:
@@ -635,6 +646,7 @@ def run_record(run: Run, state: dict) -> dict:
         "best_test_accuracy": history["test_accuracy"][epoch - 1],
         "best_epoch": epoch,
         "best_epoch_chosen_on": chosen_on,
+        **state["mirrored"],
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "train_seconds": seconds,
         "total_seconds": state["total_seconds"],
@@ -676,6 +688,8 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
         first = execution.rank == 0
         data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
         data = hold_out(data, settings.validation_images)
+        if hasattr(model, "initialise"):
+            model.initialise(data.train_images)
         folder = run_folder(settings, stated, data.name)
         if first:
             stack.enter_context(opened(folder))

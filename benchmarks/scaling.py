@@ -183,14 +183,14 @@ def step_seconds(case: common.Settings, execution: Execution, seconds: float, im
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
     run = common.prepare_run(case, execution, data, common.build_model(case), Path())
     chunks = itertools.chain.from_iterable(common.epoch_chunks(run, epoch, 0) for epoch in itertools.count(1))
-    for batches, sizes in itertools.islice(chunks, 2 if dist.is_initialized() else 1):
-        common.train_chunk(run, batches, sizes)  # DistributedDataParallel rearranges its buckets after the first step
+    for chunk in itertools.islice(chunks, 2 if dist.is_initialized() else 1):
+        common.train_chunk(run, *chunk)  # DistributedDataParallel rearranges its buckets after the first step
     synchronise(execution.device)
     done, started = 0, time.perf_counter()
-    for batches, sizes in chunks:
+    for batches, sizes, rates in chunks:
         if dist.is_initialized():
             common.check_signals(run)
-        losses = common.train_chunk(run, batches, sizes)
+        losses = common.train_chunk(run, batches, sizes, rates)
         if execution.device.type == "cpu":
             common.check_finite(losses, 1, 0)
         done += sum(sizes)

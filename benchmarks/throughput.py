@@ -97,8 +97,8 @@ def pipeline_steps(run: common.Run, preparing: list[float]) -> Iterator[int]:
             preparing.append(time.perf_counter() - started)
             if chunk is None:
                 break
-            batches, sizes = chunk
-            losses = common.train_chunk(run, batches, sizes)
+            batches, sizes, rates = chunk
+            losses = common.train_chunk(run, batches, sizes, rates)
             if run.execution.device.type == "cpu":
                 common.check_finite(losses, 1, 0)
                 bar.set_postfix(loss=f"{losses.sum() / sum(sizes):.3f}", refresh=False)
@@ -107,7 +107,7 @@ def pipeline_steps(run: common.Run, preparing: list[float]) -> Iterator[int]:
 
 def bare_steps(run: common.Run) -> Iterator[int]:
     """Endless steps of forward, backward and update alone, on batches that are ready."""
-    batches, _ = next(common.epoch_chunks(run, 1, 0))
+    batches, *_ = next(common.epoch_chunks(run, 1, 0))
     bf16, parameters = run.execution.precision == "bf16", list(run.model.parameters())
     while True:
         for images, labels in batches:

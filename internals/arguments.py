@@ -8,14 +8,18 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from internals.files import UserError
+from internals.files import UserError, WrongOption
 
 if TYPE_CHECKING:
     from common import Settings
+
+SCHEDULES = ("constant", "cosine", "one-cycle")
+FLIPS = ("random", "alternating")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,7 +40,7 @@ def within(kind: type, low: float, below: float) -> Callable[[str], float]:
         with contextlib.suppress(ValueError):
             if low <= kind(text) < below:
                 return kind(text)
-        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below == 1 else ""
+        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < 100 else ""
         raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {low}{limit}")
 
     return parse
@@ -67,6 +71,34 @@ def device_name(text: str) -> str:
     return text
 
 
+def settings_parser(description: str | None) -> ArgumentParser:
+    """A parser with the flags that every experiment has; their defaults are still to be set."""
+    parser = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    add, on_off = parser.add_argument, argparse.BooleanOptionalAction
+    add("--epochs", type=within(int, 1, 2**31), help="passes over the training images")
+    add("--lr", type=within(float, 0, math.inf), help="learning rate; with one-cycle the highest")
+    add("--momentum", type=within(float, 0, 1), help="SGD momentum")
+    add("--nesterov", action=on_off, help="Nesterov's momentum")
+    add("--weight-decay", type=within(float, 0, math.inf), help="L2 regularisation")
+    add("--batch-size", type=within(int, 1, 2**31), help="images per step, over all GPUs and processes")
+    add("--schedule", choices=SCHEDULES, help="of the learning rate, over the run's epochs")
+    add("--label-smoothing", type=within(float, 0, 1), help="part of each label that is shared by all classes")
+    add("--augment", action=on_off, help="random crop and horizontal flip")
+    add("--crop-padding", type=within(int, 0, 33), metavar="PIXELS", help="how far a crop may be shifted")
+    add("--flips", choices=FLIPS, help="by chance, or every image in every other epoch")
+    add("--seed", type=within(int, 0, 2**32), help="of the weights, the order of images, and dropout")
+    validation_help = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
+    add("--validation-images", type=within(int, 0, 2**31), metavar="N", help=validation_help)
+    add("--device", type=device_name, help="auto, cpu, cuda, cuda:N or mps")
+    add("--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 if the model gains from it on this device")
+    dataset_help = "auto: CIFAR-10, or a synthetic stand-in where it can't be had"
+    add("--dataset", choices=("auto", "cifar10", "synthetic"), help=dataset_help)
+    add("--data-dir", type=Path, metavar="DIR", help="where CIFAR-10 is, or is downloaded to")
+    add("--output", type=Path, metavar="DIR", help="folder of the results, if not under modelset/")
+    add("--resume", action="store_true", help="continue from the folder's checkpoint.pth")
+    return parser
+
+
 def checked(settings: Settings, config: dict[str, object]) -> Settings:
     """The settings with the plain numbers of `config`; UserError that names those with an impossible value.
 
@@ -76,13 +108,17 @@ def checked(settings: Settings, config: dict[str, object]) -> Settings:
     own = {name: value for name, value in config.items() if name in names and name != "model"}
     options = {name: value for name, value in config.items() if name not in names}
     plain = dataclasses.replace(settings, **own, options=options)
-    whole = ("epochs", 1), ("batch_size", 1), ("seed", 0), ("validation_images", 0)
+    whole = ("epochs", 1), ("batch_size", 1), ("seed", 0), ("validation_images", 0), ("crop_padding", 0)
     possible = {name: type(getattr(plain, name)) is int and getattr(plain, name) >= least for name, least in whole}
-    for name, below in (("lr", math.inf), ("weight_decay", math.inf), ("momentum", 1)):
+    for name, below in (("lr", math.inf), ("weight_decay", math.inf), ("momentum", 1), ("label_smoothing", 1)):
         possible[name] = type(getattr(plain, name)) in (int, float) and 0 <= getattr(plain, name) < below
-    possible["schedule"] = plain.schedule in ("constant", "cosine")
+    possible["crop_padding"] = possible["crop_padding"] and plain.crop_padding <= 32
+    possible["schedule"] = plain.schedule in SCHEDULES
+    possible["flips"] = plain.flips in FLIPS
     possible["precision"] = plain.precision in ("auto", "fp32", "bf16")
     possible["dataset"] = plain.dataset in ("auto", "cifar10", "synthetic")
     if wrong := [f"{name} {getattr(plain, name)!r}" for name, is_possible in possible.items() if not is_possible]:
         raise UserError(f"impossible settings: {', '.join(wrong)}")
+    if plain.nesterov and not plain.momentum:
+        raise WrongOption("Nesterov's momentum needs a momentum above 0")
     return plain

@@ -103,7 +103,8 @@ def of_model(groups: list[Group], model: str) -> list[Group]:
 
 def plain(groups: list[Group]) -> list[Group]:
     """Those with nothing against overfitting, so that they differ by tuning parameters alone."""
-    return [g for g in groups if not any(g.config.get(n) for n in ("weight_decay", "dropout", "augment"))]
+    against = ("weight_decay", "dropout", "label_smoothing", "augment")
+    return [group for group in groups if not any(group.config.get(name) for name in against)]
 
 
 def chosen_how(group: Group) -> str:

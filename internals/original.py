@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from internals.words import LATER
+
 FILE = Path(__file__).resolve().parent.parent / "modelset" / "original.json"
 RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
 
@@ -37,5 +39,5 @@ def percent(accuracy: float) -> str:
 
 
 def settings_in_use(entries: dict[str, object], others: tuple[str, ...] = ()) -> dict[str, object]:
-    """Entries of a config without `others` and without what is 0 or off, as what came later is in older runs."""
-    return {name: value for name, value in entries.items() if name not in others and value}
+    """Entries of a config without `others` and without what is 0 or off, as later options were in older runs."""
+    return {name: value for name, value in (LATER | entries).items() if name not in others and value}

@@ -12,11 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import HISTORY, config_of, differences, stated_settings
+from common import HISTORY, config_of, stated_settings
 from internals.experiments import short_name, table_order
 from internals.files import UserError, read_torch
 from internals.original import settings_in_use
-from internals.words import describe
+from internals.words import describe, differences
 
 # --- One run ----------------------------------------------------------------------------------
 

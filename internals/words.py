@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+# Settings that older files say nothing of, with what they were then.
+LATER = {"nesterov": False, "label_smoothing": 0.0, "crop_padding": 4, "flips": "random", "validation_images": 0}
+
+
+def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
+    """The entries of `config` that `stated` has otherwise or not at all."""
+    config, stated = LATER | config, LATER | stated
+    return {name: value for name, value in config.items() if stated.get(name) != value}
+
 
 def describe_result(result: dict) -> str:
     """A run's accuracies in words that say which images chose its best epoch."""

@@ -60,8 +60,8 @@ def test_data_parallel_equals_the_unwrapped_model() -> None:
 def test_data_parallel_in_bf16_computes_in_bf16() -> None:
     run, kinds = prepare(SMALL["LeNet"], "cuda", "bf16", "DataParallel"), set()
     run.model.fc2.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    for batches, sizes in common.epoch_chunks(run, 1, 0):
-        common.train_chunk(run, batches, sizes)
+    for chunk in common.epoch_chunks(run, 1, 0):
+        common.train_chunk(run, *chunk)
     assert kinds == {torch.bfloat16}
 
 
@@ -94,9 +94,9 @@ def test_the_host_never_waits_within_an_epoch(model: str, monkeypatch: pytest.Mo
     run = prepare(SMALL[model], "cuda", "bf16")
 
     def step() -> torch.Tensor:
-        batches, sizes = next(chunks)
+        batches, sizes, rates = next(chunks)
         assert {images.device.type for images, _ in batches} == {"cuda"}
-        return common.train_chunk(run, batches, sizes)
+        return common.train_chunk(run, batches, sizes, rates)
 
     chunks = common.epoch_chunks(run, 1, 0)
     step()  # the epoch's permutation comes from the host, once

@@ -62,7 +62,7 @@ def test_every_image_is_used_once_an_epoch_in_another_order_each_time(prepare) -
     run, orders = prepare(dataclasses.replace(LENET, batch_size=4), data), []
     for epoch in (1, 2):
         chunks = list(common.epoch_chunks(run, epoch, 0))
-        labels = [labels for batches, _ in chunks for _, labels in batches]
+        labels = [labels for batches, *_ in chunks for _, labels in batches]
         assert [len(part) for part in labels] == [4] * 12 + [2]
         orders.append(torch.cat(labels).tolist())
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
@@ -75,7 +75,7 @@ def test_processes_share_out_the_same_batches(prepare, world_size: int, augment:
     data, settings = small_data(50), dataclasses.replace(LENET, batch_size=7, augment=augment)
 
     def batches(execution: Execution) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [pair for part, _ in common.epoch_chunks(prepare(settings, data, execution), 3, 0) for pair in part]
+        return [pair for part, *_ in common.epoch_chunks(prepare(settings, data, execution), 3, 0) for pair in part]
 
     ranks = [Execution(ALONE.device, "fp32", "none", rank, world_size) for rank in range(world_size)]
     shares = zip(*(batches(rank) for rank in ranks), strict=True)
@@ -86,7 +86,7 @@ def test_processes_share_out_the_same_batches(prepare, world_size: int, augment:
 
 def test_an_epoch_taken_up_again_has_the_same_batches(prepare) -> None:
     run = prepare(dataclasses.replace(LENET, batch_size=4, augment=True), small_data(50))
-    whole, rest = ([i for part, _ in common.epoch_chunks(run, 1, step) for i, _ in part] for step in (0, 5))
+    whole, rest = ([i for part, *_ in common.epoch_chunks(run, 1, step) for i, _ in part] for step in (0, 5))
     assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
 
 
@@ -94,7 +94,7 @@ def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
     images = torch.randint(1, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shifts = torch.tensor([[4, 0, 8], [4, 4, 7]])
     flips = torch.tensor([False, False, True])
-    same, down, flipped = common.augment(images, shifts, flips)
+    same, down, flipped = common.augment(images, shifts, flips, 4)
     assert torch.equal(same, images[0])
     assert not down[:, :4].any() and torch.equal(down[:, 4:], images[1, :, :28])
     expected = torch.zeros(3, 32, 32, dtype=torch.uint8)
