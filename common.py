@@ -28,7 +28,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from internals.arguments import checked, kind_of, settings_parser
 from internals.cifar10 import DATA_DIR, Data, dataset_record, hold_out, load_data
@@ -42,9 +41,9 @@ from internals.execution import (
     tiny_steps,
 )
 from internals.files import UserError, WrongOption, opened, read_torch, write_file, write_torch
-from internals.loss_plot import draw_losses
+from internals.loss_plot import draw_losses, finer_losses
 from internals.original import original_text
-from internals.output import make_output_last
+from internals.output import make_output_last, progress_bar
 from internals.processes import from_rank_0, leave_processes, total
 from internals.words import LATER, describe, describe_epoch, describe_result, differences
 
@@ -485,14 +484,6 @@ def evaluate_epoch(run: Run, state: dict, losses: Tensor) -> dict[str, float]:
     return dict(zip(HISTORY, row, strict=True)) | validation
 
 
-def progress_bar(run: Run, state: dict) -> tqdm:
-    """Of the epoch's images; it shows where output is a terminal."""
-    count, size = len(run.data.train_labels), run.settings.batch_size
-    hidden = None if run.execution.rank == 0 else True  # None: where output is no terminal
-    about = {"desc": f"epoch {state['epoch']}/{run.settings.epochs}", "unit": " images", "unit_scale": True}
-    return tqdm(total=count, initial=min(state["step"] * size, count), disable=hidden, leave=False, **about)
-
-
 def check_signals(run: Run) -> None:
     """Interrupted if a signal has arrived: a signal to one process stops all of them after the same step."""
     number = max(run.signals, default=0)
@@ -554,16 +545,6 @@ def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
     """The first epoch with the best accuracy, and whether "validation" or "test" images chose it."""
     images = "validation" if "validation_accuracy" in history else "test"
     return history["epoch"][int(np.argmax(history[f"{images}_accuracy"]))], images
-
-
-def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
-    """`steps` with the training loss of each twelfth of the epoch, placed at its end."""
-    edges = np.linspace(0, len(losses), min(len(losses), 12) + 1).round().astype(int)
-    sums = np.add.reduceat(losses.double().numpy(), edges[:-1])
-    ends = np.minimum(edges * batch_size, images)
-    epochs = (epoch - 1 + ends[1:] / images).round(4)
-    means = sums / np.diff(ends)
-    return {"epoch": steps["epoch"] + epochs.tolist(), "train_loss": steps["train_loss"] + means.tolist()}
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:

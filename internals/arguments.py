@@ -120,5 +120,5 @@ def checked(settings: Settings, config: dict[str, object]) -> Settings:
     if wrong := [f"{name} {getattr(plain, name)!r}" for name, is_possible in possible.items() if not is_possible]:
         raise UserError(f"impossible settings: {', '.join(wrong)}")
     if plain.nesterov and not plain.momentum:
-        raise WrongOption("Nesterov's momentum needs a momentum above 0")
+        raise WrongOption("--nesterov needs a --momentum above 0")
     return plain

@@ -156,8 +156,9 @@ def same_place(groups: list[Group], others: list[Group]) -> tuple[Group, Group] 
     """The first pair of runs from as many devices of one machine."""
     for one, other in itertools.product(groups, others):
         for where in sorted({machine(run) for run in one.runs} & {machine(run) for run in other.runs}, reverse=True):
-            if device_count(one.runs[0]) == device_count(other.runs[0]):
-                return one.on(where), other.on(where)
+            pair = one.on(where), other.on(where)
+            if len({device_count(group.runs[0]) for group in pair}) == 1:
+                return pair
     return None
 
 

@@ -1,10 +1,18 @@
-"""Standard output and error that never end a run, whatever becomes of the terminal, pipe or file behind them."""
+"""Standard output and error that never end a run, whatever becomes of the terminal, pipe or file behind them, and
+the progress that is shown there.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from common import Run
 
 
 class LastingStream:
@@ -46,3 +54,11 @@ def make_output_last() -> None:
             # A log file shows each line when it is written; a character that it can't show is no reason to stop.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
             setattr(sys, name, LastingStream(stream))
+
+
+def progress_bar(run: Run, state: dict) -> tqdm:
+    """Of the epoch's images; it shows where output is a terminal."""
+    count, size = len(run.data.train_labels), run.settings.batch_size
+    hidden = None if run.execution.rank == 0 else True  # None: where output is no terminal
+    about = {"desc": f"epoch {state['epoch']}/{run.settings.epochs}", "unit": " images", "unit_scale": True}
+    return tqdm(total=count, initial=min(state["step"] * size, count), disable=hidden, leave=False, **about)

@@ -220,10 +220,10 @@ def draw_time(axes: Axes, groups: list[Group], gap: float) -> None:
     label_ends(axes, ends, gap)
 
 
-def machine_text(where: tuple[str, str]) -> str:
+def machine_text(where: tuple[str, str, int]) -> str:
     """A run's device and, of a CPU, which one."""
-    device, processor = where
-    return device if device != "cpu" else processor or "CPU not recorded"
+    device, processor, threads = where
+    return device if device != "cpu" else f"{processor or 'CPU not recorded'}, {threads} thread{'s' * (threads > 1)}"
 
 
 def regularised_sets(groups: list[Group]) -> list[dict[str, Group]]:

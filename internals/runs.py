@@ -63,9 +63,9 @@ def processor(run: dict) -> str:
     return run["environment"].get("processor", "")
 
 
-def machine(run: dict) -> tuple[str, str]:
-    """What times depend on: they are compared and averaged only where this is the same."""
-    return run["environment"]["device"], processor(run)
+def machine(run: dict) -> tuple[str, str, int]:
+    """(device, processor, threads), what times depend on: they compare, and are averaged, only where it is the same."""
+    return run["environment"]["device"], processor(run), threads(run)
 
 
 def threads(run: dict) -> int:
@@ -153,14 +153,14 @@ class Group:
 
     @property
     def timed(self) -> Group:
-        """The runs of one machine, since times don't compare across machines: the one with the most runs.
+        """The runs of one machine, since times don't compare across machines: those with the most threads.
 
-        Of several, one whose processor is recorded.
+        Of several machines, the one with the most runs, and one whose processor is recorded.
         """
         counts = Counter(map(machine, self.runs))
-        return self.on(max(counts, key=lambda one: (counts[one], one)))
+        return self.on(max(counts, key=lambda one: (one[2], counts[one], one)))
 
-    def on(self, wanted: tuple[str, str]) -> Group:
+    def on(self, wanted: tuple[str, str, int]) -> Group:
         """The runs of that machine."""
         chosen = [(r, f) for r, f in zip(self.runs, self.folders, strict=True) if machine(r) == wanted]
         return dataclasses.replace(self, runs=[r for r, _ in chosen], folders=[f for _, f in chosen])
@@ -209,17 +209,17 @@ def changes_of(experiment: str, config: dict) -> dict:
 
 
 def group_runs(runs: dict[Path, dict]) -> list[Group]:
-    """Runs with the same settings on the same data and on as many devices of a kind, as one group each.
+    """Runs with the same settings on the same data and in as many processes on a kind of device, as one group each.
 
-    Several processors may be in one group, since accuracies compare across them. In the order of the
-    README's table, the stated settings first, otherwise that of the paths.
+    Several processors and numbers of threads may be in one group, since accuracies compare across them. In the order of
+    the README's table, the stated settings first, otherwise that of the paths.
     """
     groups: dict[str, Group] = {}
     for path, run in runs.items():
         devices = [run["environment"][name] for name in ("device", "parallel", "world_size")]
         changes = changes_of(run["experiment"], run["config"])
         settings, dataset = settings_in_use(run["config"], ("seed",)), settings_in_use(run["dataset"])
-        key = json.dumps([run["experiment"], settings, dataset, devices, threads(run)], sort_keys=True)
+        key = json.dumps([run["experiment"], settings, dataset, devices], sort_keys=True)
         group = groups.setdefault(key, Group(run["experiment"], changes, [], []))
         group.runs.append(run)
         group.folders.append(path.parent)

@@ -66,20 +66,21 @@ def whole_run_speedups(groups: list[Group]) -> list[Speedup]:
     """Groups of data-parallel runs, each beside those on one device of the same machine."""
     found = []
     for one, several in itertools.permutations(groups, 2):
-        first, second = one.runs[0], several.runs[0]
-        parallel = second["environment"]["parallel"]
-        if not same_work(one, several) or device_count(first) != 1 or parallel == "none" or device_count(second) == 1:
+        parallel = several.runs[0]["environment"]["parallel"]
+        if parallel == "none" or not same_work(one, several):
             continue
         for where in sorted({machine(run) for run in one.runs} & {machine(run) for run in several.runs}):
             pair = one.on(where), several.on(where)
+            single, count = (device_count(group.runs[0]) for group in pair)
+            if single != 1 or count == 1:
+                continue
             speeds = [group.mean("images_per_second") for group in pair]
             error = speeds[1] / speeds[0] * math.hypot(*map(relative_error, pair))
             what = work_text(several.config)
-            count = device_count(second)
             counts = [group.seeds for group in pair]
             source = "single whole runs" if counts == [1, 1] else f"whole runs of {counts[0]} and {counts[1]} seeds"
             ratios = {1: 1.0, count: speeds[1] / speeds[0]}
-            found.append(Speedup(what, *where, parallel, {1: speeds[0], count: speeds[1]}, ratios, error, source))
+            found.append(Speedup(what, *where[:2], parallel, {1: speeds[0], count: speeds[1]}, ratios, error, source))
     return found
 
 

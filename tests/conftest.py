@@ -30,6 +30,7 @@ EXPERIMENTS = (
     "l2_regularization",
     "dropout_regularization",
     "resnet_model",
+    "fast_model",
 )
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["common", "torchvision.datasets", "matplotlib.figure", "PIL.Image"])

@@ -185,7 +185,7 @@ def test_mean_and_deviation_of_seeds() -> None:
 
 def test_runs_on_other_devices_or_data_are_no_seeds_of_one_another() -> None:
     others = [invented(LENET, seed=1, device="gpu"), invented(LENET, seed=2, dataset="synthetic")]
-    others.append(invented(LENET, seed=3, threads=2))
+    others.append(invented(LENET, seed=3, parallel="DistributedDataParallel", world_size=2))
     assert len(grouped(invented(LENET), *others)) == 4
 
 
@@ -198,6 +198,8 @@ def test_accuracies_compare_across_machines_and_times_do_not() -> None:
     assert cells["last epoch %"] == "62.50 ± 1.29" and cells["seeds"] == "4"
     assert cells["s/epoch"] == "10.0 ± 0.0 (2 of 4 runs)" and cells["images/s"] == "5000 ± 0"
     assert cells["device"] == "A, 1 thread; B, 1 thread; cpu, 1 thread"
+    (group,) = grouped(there, older, *here, invented(LENET, seconds=6, seed=5, processor="A", threads=2))
+    assert compare_results.table_row(group)["s/epoch"] == "6.0 (1 of 5 runs)"  # of the most threads
 
 
 def test_the_original_beside_us() -> None:
@@ -481,7 +483,8 @@ def test_regularisation() -> None:
     assert verdicts(*plain, *other)[2][0] == OPEN
     validated = [with_validation(run) for run in seeds(L2, (5, 6, 7))]
     assert verdicts(*plain, *both, *validated)[2] == verdicts(*plain, *both)[2]
-    elsewhere = [*both, invented(LENET, gap=11, threads=2), *seeds(L2, (5, 6), device="gpu")]
+    two = {"parallel": "DistributedDataParallel", "world_size": 2}
+    elsewhere = [*both, invented(LENET, gap=11, **two), *seeds(L2, (5, 6), device="gpu")]
     assert verdicts(*plain, *elsewhere)[2] == verdicts(*plain, *both)[2]
 
 
@@ -491,7 +494,7 @@ def test_regularisation_shows_the_original() -> None:
 
 
 def test_what_older_files_lack_is_off() -> None:
-    older, newer = invented(LENET), invented(LENET, seed=1, smoothing=0.0)
+    older, newer = invented(LENET), invented(LENET, seed=1, smoothing=0.0, crop_padding=4, flips="random")
     del older["config"]["dropout"]
     newer["dataset"]["validation_images"] = 0
     assert len(grouped(older, newer)) == 1

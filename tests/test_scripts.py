@@ -1,4 +1,4 @@
-"""The five scripts as their users start them."""
+"""The scripts as their users start them."""
 
 import itertools
 import json
@@ -19,6 +19,7 @@ QUICK = {
     "l2_regularization": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
     "dropout_regularization": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
     "resnet_model": ("--epochs", 4, "--width", 4, "--batch-size", 10),
+    "fast_model": ("--epochs", 3, "--batch-size", 10, "--lr", 0.1),
 }
 
 
@@ -58,6 +59,7 @@ def test_the_stated_settings_are_those_of_the_experiments() -> None:
         "L2_regularization_model": ("LeNet", 200, 0.001, 0.95, 128, 1e-4, {}, False),
         "Dropout_regularization": ("LeNet", 200, 0.001, 0.95, 128, 0, {"dropout": 0.5}, False),
         "Resnet": ("ResNet18", 25, 0.005, 0.95, 128, 5e-4, {"width": 64}, True),
+        "Fast": ("FastNet", 11, 1.5, 0.85, 1024, 0.00133, {}, True),
     }
 
 
@@ -67,12 +69,14 @@ def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
     assert done.code == 0
     settings = __import__(script).SETTINGS
     flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
-    own = "width" if script == "resnet_model" else "dropout"
-    for flag in [*flags, own]:
+    flags += ["schedule", "label-smoothing", "crop-padding", "flips"]
+    own = {"resnet_model": ["width"], "fast_model": []}.get(script, ["dropout"])
+    for flag in [*flags, *own]:
         assert f"--{flag}" in done.out
         default = (vars(settings) | options_of(settings))[flag.replace("-", "_")]
         assert f"(default: {default})" in " ".join(done.out.split())
-    assert all(flag in done.out for flag in ("--augment, --no-augment", "--data-dir", "--output", "--resume"))
+    rest = ("--augment, --no-augment", "--nesterov, --no-nesterov", "--data-dir", "--output", "--resume")
+    assert all(flag in done.out for flag in rest)
 
 
 def test_same_seed_same_result_other_seed_other_result(run, tmp_path: Path) -> None:
@@ -124,6 +128,10 @@ WRONG_ARGUMENTS = [
     ("--device", "tpu"),
     ("--precision", "fp8"),
     ("--dataset", "mnist"),
+    ("--schedule", "linear"),
+    ("--label-smoothing", "1"),
+    ("--crop-padding", "33"),
+    ("--flips", "never"),
     ("--width", "64"),
 ]
 
@@ -134,6 +142,12 @@ def test_wrong_arguments_end_with_one_line_and_code_2(run, tmp_path: Path, flag:
     assert done.code == 2
     assert len(done.err.splitlines()) == 1 and flag in done.err, done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_nesterov_without_momentum_ends_with_one_line_and_code_2(run, tmp_path: Path) -> None:
+    done = run("original_version_model", "--nesterov", "--momentum", "0", "--output", tmp_path / "out")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1 and "--nesterov needs a --momentum above 0" in done.err
 
 
 def test_a_spoilt_data_folder_ends_with_one_line_and_code_1(run, own_data_dir: Path, tmp_path: Path) -> None:

@@ -84,6 +84,39 @@ def test_processes_share_out_the_same_batches(prepare, world_size: int, augment:
         assert torch.equal(labels, torch.cat([part for _, part in parts]))
 
 
+def flipped(run: common.Run, epoch: int) -> dict[int, bool]:
+    """Whether each image, by its label, is flipped in that epoch: the right half of each is black."""
+    pairs = [pair for part, *_ in common.epoch_chunks(run, epoch, 0) for pair in part]
+    images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    right, left = images[..., 16:].sum((1, 2, 3)), images[..., :16].sum((1, 2, 3))
+    return dict(zip(labels.tolist(), (right > left).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("flips", ["alternating", "random"])
+def test_alternating_flips_mirror_each_image_in_every_other_epoch(prepare, flips: str) -> None:
+    data = small_data(64)
+    half = torch.full_like(data.train_images, 255)
+    half[..., 16:] = 0
+    data = dataclasses.replace(data, train_images=half, train_labels=torch.arange(64))
+    run = prepare(dataclasses.replace(LENET, augment=True, flips=flips, crop_padding=0), data)
+    first, second, third = (flipped(run, epoch) for epoch in (1, 2, 3))
+    assert 16 < sum(first.values()) < 48
+    turned = {image: not value for image, value in first.items()}
+    assert (second == turned and third == first) == (flips == "alternating")
+
+
+@pytest.mark.parametrize("padding", [0, 2, 4])
+def test_crops_are_shifted_as_far_as_the_padding(prepare, padding: int) -> None:
+    data = small_data(300)
+    point = torch.zeros_like(data.train_images)
+    point[:, :, 15, 10] = 255
+    data = dataclasses.replace(data, train_images=point, test_images=point[:1], test_labels=data.test_labels[:1])
+    run = prepare(dataclasses.replace(LENET, augment=True, crop_padding=padding), data)
+    images = torch.cat([images for part, *_ in common.epoch_chunks(run, 1, 0) for images, _ in part])
+    rows = images.amax((1, 3)).argmax(1)
+    assert sorted(set(rows.tolist())) == list(range(15 - padding, 15 + padding + 1))
+
+
 def test_an_epoch_taken_up_again_has_the_same_batches(prepare) -> None:
     run = prepare(dataclasses.replace(LENET, batch_size=4, augment=True), small_data(50))
     whole, rest = ([i for part, *_ in common.epoch_chunks(run, 1, step) for i, _ in part] for step in (0, 5))
@@ -114,6 +147,38 @@ def test_cosine_schedule_falls_from_lr_towards_zero_over_the_runs_own_epochs() -
     rates = [common.learning_rate(RESNET, epoch) for epoch in range(1, 26)]
     assert rates[0] == 0.005 and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.005 / 100
     assert {common.learning_rate(LENET, epoch) for epoch in range(1, 6)} == {0.001}
+
+
+def test_one_cycle_rises_and_falls_once_step_by_step(prepare) -> None:
+    settings = dataclasses.replace(LENET, schedule="one-cycle", lr=0.5, epochs=3, batch_size=4)
+    run = prepare(settings, small_data(39))
+    rates = [rate for epoch in (1, 2, 3) for *_, rates in common.epoch_chunks(run, epoch, 0) for rate in rates]
+    assert len(rates) == 30
+    rises, falls = np.diff(rates[:7]), np.diff(rates[7:])  # the peak is at 23 % of the run's 30 steps
+    assert rises.min() > 0 and rises.max() == pytest.approx(rises.min())
+    assert falls.max() < 0 and falls.max() == pytest.approx(falls.min())
+    assert 0 < rates[0] < 0.05 and 0.45 < max(rates) <= 0.5 and 0 < rates[-1] < 0.02
+    later = [rate for *_, rates in common.epoch_chunks(run, 2, 7) for rate in rates]
+    assert later == rates[17:20]
+    state = common.train(run, common.new_state())
+    assert state["history"]["learning_rate"] == [common.learning_rate(settings, epoch) for epoch in (1, 2, 3)]
+    assert run.optimizer.param_groups[0]["lr"] == rates[-1]
+
+
+def test_the_loss_includes_label_smoothing_and_the_test_loss_does_not(prepare) -> None:
+    data = small_data(20)
+    run = prepare(dataclasses.replace(LENET, label_smoothing=0.2, batch_size=20, lr=0.0), data)
+    state = common.train(run, common.new_state())
+    logits = run.model(common.normalise(data.train_images, run.model))
+    smoothed = torch.nn.functional.cross_entropy(logits, data.train_labels, label_smoothing=0.2)
+    assert state["history"]["train_loss"][0] == pytest.approx(smoothed.item(), rel=1e-5)
+    plain = common.evaluate(run, data.test_images, data.test_labels)[0]
+    assert state["history"]["test_loss"][0] == plain
+
+
+def test_nesterov_is_that_of_sgd(prepare) -> None:
+    run = prepare(dataclasses.replace(LENET, nesterov=True), small_data())
+    assert run.optimizer.param_groups[0]["nesterov"] is True
 
 
 def test_evaluation_counts_every_image(prepare) -> None:

@@ -70,7 +70,6 @@ def test_the_best_epoch_goes_by_validation_accuracy(run, tmp_path: Path) -> None
 
 def test_best_model_is_of_the_chosen_epoch(run, tmp_path: Path, data_dir: Path) -> None:
     import common
-    from original_version_model import SETTINGS
 
     assert run(*SCRIPT, "--output", tmp_path).code == 0
     record, weights = read_run(tmp_path), torch.load(tmp_path / "best_model.pth", weights_only=True)

@@ -1,0 +1,152 @@
+"""The fast model: what its network starts as, its optimizer, and that its runs are like all others."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import read_run, same_losses, same_weights, wait_for, weights_of
+from test_parallel import torchrun
+
+import common
+from common import Execution
+from fast_model import SETTINGS, FastNet
+from internals.synthetic import synthetic_images
+
+ALONE = Execution(torch.device("cpu"), "fp32", "none")
+SCRIPT = ("fast_model", "--batch-size", 33, "--lr", 0.1)
+
+
+def small_data(images: int = 40) -> common.Data:
+    return common.Data(*(torch.from_numpy(array[:images]) for array in synthetic_images()), "synthetic", "test")
+
+
+def prepared(folder: Path, **changes: object) -> common.Run:
+    settings = dataclasses.replace(SETTINGS, batch_size=10, **changes)
+    model, data = common.build_model(settings), small_data()
+    model.initialise(data.train_images)
+    return common.prepare_run(settings, ALONE, data, model, folder)
+
+
+def test_network_is_that_of_the_paper() -> None:
+    model = FastNet()
+    trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    channels = {"conv1": (64, 24), "conv2": (64, 64)}, {"conv1": (256, 64), "conv2": (256, 256)}
+    expected = {"linear.weight": (10, 256)}
+    for number, group in enumerate((*channels, {"conv1": (256, 256), "conv2": (256, 256)})):
+        for name, shape in group.items():
+            norm = f"groups.{number}.bn{name[-1]}.bias"
+            expected |= {f"groups.{number}.{name}.weight": (*shape, 3, 3), norm: shape[:1]}
+    assert trained == expected
+    model(torch.randn(8, 3, 32, 32)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+
+
+def test_first_layer_whitens_the_training_images() -> None:
+    model, images = FastNet(), small_data(500).train_images
+    model.initialise(images)
+    with torch.no_grad():
+        outputs = model.whiten(common.normalise(images, model)).transpose(0, 1).flatten(1)
+    assert torch.equal(outputs[:12], -outputs[12:])
+    moments = (outputs[:12] @ outputs[:12].T / outputs.shape[1]).double()
+    assert torch.allclose(moments - moments.diag().diag(), torch.zeros(12, 12, dtype=torch.float64), atol=1e-3)
+    assert moments.diag().max() <= 1.001 and moments.diag()[-1] > 0.99  # less only where there is next to nothing
+
+
+def test_convolutions_start_as_the_identity() -> None:
+    group = FastNet().groups[0]
+    x = torch.randn(2, 24, 6, 6)
+    assert torch.allclose(group.conv1(x)[:, :24], x, atol=1e-6)
+    x = torch.randn(2, 64, 6, 6)
+    assert torch.allclose(group.conv2(x), x, atol=1e-6)
+
+
+def test_biases_learn_faster_and_decay_as_much(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    batches, sizes, rates = next(common.epoch_chunks(run, 3, 0))
+    common.train_chunk(run, batches, sizes, rates)
+    weights, biases = run.optimizer.param_groups
+    assert (weights["lr"], biases["lr"]) == (rates[-1], 64 * rates[-1])
+    assert biases["lr"] * biases["weight_decay"] == pytest.approx(weights["lr"] * weights["weight_decay"])
+    assert {parameter.ndim for parameter in biases["params"]} == {1}
+    assert sum(map(len, (weights["params"], biases["params"]))) == 13
+    assert all(group["nesterov"] and group["momentum"] == 0.85 for group in run.optimizer.param_groups)
+
+
+def test_every_fifth_step_ends_between_the_weights_and_their_average(tmp_path: Path) -> None:
+    """By hand, for a weight with a gradient of 1 all the time, without momentum."""
+    model = FastNet()
+    optimizer = model.optimizer(dataclasses.replace(SETTINGS, momentum=0.0, nesterov=False, weight_decay=0.0))
+    weight = model.linear.weight
+    weight.grad = torch.ones_like(weight)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.3  # a fifth of the highest
+    first, kept = weight[0, 0].item(), 0.95**5 * 0.8**3
+    for _ in range(9):
+        optimizer.step()
+    # The average begins at the fifth step, with the weights.
+    assert weight[0, 0].item() == pytest.approx(first - 9 * 0.3, abs=1e-5)
+    optimizer.step()
+    assert weight[0, 0].item() == pytest.approx(first - 5 * 0.3 - (1 - kept) * 5 * 0.3, abs=1e-5)
+    assert torch.equal(optimizer.state[weight]["slow"], weight)
+
+
+def test_interrupted_within_an_epoch_it_goes_on_bit_for_bit(start, run, tmp_path: Path) -> None:
+    script = ("fast_model", "--epochs", 2, "--batch-size", 2)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(*script, "--output", whole).code == 0
+    interrupted = start(*script, "--output", out)
+    wait_for(out / "checkpoint.pth")  # of the first epoch's end
+    os.kill(interrupted.process.pid, signal.SIGTERM)
+    assert interrupted.finish().code == 143
+    state = torch.load(out / "checkpoint.pth", weights_only=True)
+    assert 50 <= state["optimizer"]["param_groups"][0]["lookahead_steps"] < 100
+    assert run(*script, "--output", out, "--resume").code == 0
+    assert same_losses(out, whole) and same_weights(out / "model.pth", whole / "model.pth")
+    results = [read_run(folder)["result"]["mirrored_test_accuracy"] for folder in (out, whole)]
+    assert results[0] == results[1]
+
+
+def test_several_processes_train_the_single_processs_model(run, tmp_path: Path, data_dir: Path) -> None:
+    script = (*SCRIPT, "--epochs", 1, "--precision", "fp32")
+    assert run(*script, "--output", tmp_path / "one").code == 0
+    done = torchrun(2, *script, "--output", tmp_path / "two", data_dir=data_dir)
+    assert done.code == 0, done.err
+    one, two = (read_run(tmp_path / name) for name in ("one", "two"))
+    assert two["history"]["train_loss"] == pytest.approx(one["history"]["train_loss"], rel=1e-3)
+    assert two["result"]["mirrored_test_accuracy"] == one["result"]["mirrored_test_accuracy"]
+    weights, others = (weights_of(tmp_path / name / "model.pth") for name in ("one", "two"))
+    assert np.array_equal(weights["whiten.weight"], others["whiten.weight"])
+    for name in weights:
+        assert np.allclose(weights[name], others[name], rtol=1e-2, atol=1e-3), name
+
+
+def test_mirrored_accuracy_is_that_of_the_mean_logits(tmp_path: Path) -> None:
+    run = prepared(tmp_path, epochs=2)
+    state = common.train(run, common.new_state())
+    images, labels = run.data.test_images, run.data.test_labels
+    run.model.eval()
+    with torch.inference_mode():
+        views = (run.model(common.normalise(view, run.model)) for view in (images, images.flip(3)))
+        logits = sum(views) / 2
+    result = common.run_record(run, state)["result"]
+    assert result["mirrored_test_accuracy"] == pytest.approx(100 * logits.argmax(1).eq(labels).float().mean().item())
+    loss, _ = common.evaluate(run, images, labels, mirrored=True)
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_without_flips_there_is_no_mirrored_accuracy(tmp_path: Path) -> None:
+    run = prepared(tmp_path, epochs=1, augment=False)
+    state = common.train(run, common.new_state())
+    assert "mirrored_test_accuracy" not in common.run_record(run, state)["result"]
+
+
+def test_its_weights_can_be_inspected(run, inspect, tmp_path: Path) -> None:
+    assert run(*SCRIPT, "--epochs", 1, "--output", tmp_path / "out").code == 0
+    code, out, err = inspect(tmp_path / "out")
+    assert code == 0, err
+    assert "whiten.weight" in out and (tmp_path / "out" / "weights.png").is_file()
