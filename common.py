@@ -436,13 +436,13 @@ def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
     """The rate at that part, 0 to 1, of `epoch`, 1 to `epochs`; only "one-cycle" changes within an epoch.
 
     "cosine" falls to 0 over the run's epochs (Loshchilov & Hutter, https://arxiv.org/abs/1608.03983); "one-cycle" rises
-    linearly to `lr` and falls linearly to 0 (after Smith & Topin, https://arxiv.org/abs/1708.07120).
+    linearly from a fifth of `lr` to `lr` and falls linearly to 0 (after Smith & Topin, https://arxiv.org/abs/1708.07120).
     """
     done = (epoch - 1 + part) / settings.epochs
     factors = {
         "constant": 1,
         "cosine": (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2,
-        "one-cycle": min(done / ONE_CYCLE_PEAK, (1 - done) / (1 - ONE_CYCLE_PEAK)),
+        "one-cycle": float(np.interp(done, (0, ONE_CYCLE_PEAK, 1), (0.2, 1, 0))),
     }
     return settings.lr * factors[settings.schedule]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import Settings, main, normalise, sgd
+from common import ONE_CYCLE_PEAK, Settings, main, normalise, sgd
 
 
 class Group(nn.Module):
@@ -25,9 +25,9 @@ class Group(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels, momentum=0.4)
+        self.bn1 = nn.BatchNorm2d(channels, momentum=0.2)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels, momentum=0.4)
+        self.bn2 = nn.BatchNorm2d(channels, momentum=0.2)
         for conv, bn in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
             nn.init.dirac_(conv.weight[: conv.in_channels])  # the identity, and random filters for further channels
             bn.weight.requires_grad_(False)
@@ -61,7 +61,7 @@ class FastNet(nn.Module):
         weights = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim > 1]
         biases = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim == 1]
         fast = {"params": biases, "lr_factor": 64, "weight_decay": settings.weight_decay / 64}
-        optimizer = sgd([{"params": weights, "lookahead_steps": 0}, fast], settings)
+        optimizer = sgd([{"params": weights, "steps": 0, "rate_before": 0.0}, fast], settings)
         optimizer.register_step_post_hook(lambda *_: lookahead(optimizer, settings.lr))
         return optimizer
 
@@ -72,15 +72,17 @@ class FastNet(nn.Module):
 
 @torch.no_grad()
 def lookahead(optimizer: torch.optim.SGD, highest_rate: float) -> None:
-    """After every fifth step, move the weights towards their slow average, and take that for both.
+    """After every tenth step, move the weights towards their slow average, and take that for both.
 
-    Zhang et al. 2019, https://arxiv.org/abs/1907.08610; here the average is the slower, the lower the learning rate.
-    The optimizer keeps it, so that it is in the checkpoint.
+    Zhang et al. 2019, https://arxiv.org/abs/1907.08610; here the average is slower and slower as the learning rate
+    falls. The optimizer keeps it, and all that this needs to go on, so that it is in the checkpoint.
     """
     group = optimizer.param_groups[0]
-    group["lookahead_steps"] += 1
-    if group["lookahead_steps"] % 5 == 0:
-        kept = 0.95**5 * (1 - group["lr"] / highest_rate) ** 3
+    group["steps"] += 1
+    if group["steps"] % 10 == 0:
+        falls, group["rate_before"] = group["lr"] < group["rate_before"], group["lr"]
+        done = 1 - (1 - ONE_CYCLE_PEAK) * group["lr"] / highest_rate
+        kept = 0.95**5 * done**3 * falls
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             slow = optimizer.state[parameter].setdefault("slow", parameter.clone())
             parameter.lerp_(slow, kept)
@@ -91,12 +93,12 @@ SETTINGS = Settings(
     experiment="fast_model",
     folder="Fast",
     model=FastNet,
-    epochs=11,
-    lr=1.5,
+    epochs=12,
+    lr=0.75,
     momentum=0.85,
     nesterov=True,
     weight_decay=0.00133,
-    batch_size=1024,
+    batch_size=512,
     schedule="one-cycle",
     label_smoothing=0.2,
     augment=True,

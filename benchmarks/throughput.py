@@ -33,6 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
+import fast_model
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
@@ -44,6 +45,7 @@ CASES = {  # the settings, and about how many seconds each measurement lasts
     "LeNet, batch size 4": (original_version_model.SETTINGS, 1.5),
     "LeNet, batch size 128": (original_version_model_multigpu.SETTINGS, 1.5),
     "ResNet-18, batch size 128": (resnet_model.SETTINGS, 4.0),
+    "fast model, batch size 1024": (fast_model.SETTINGS, 8.0),
 }
 
 
@@ -66,11 +68,13 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
     """Endless steps of the conventional loop; yields each one's images."""
     model = common.build_model(settings).to(device)
     normalisation = getattr(model, "mean", common.CIFAR10_MEAN), getattr(model, "std", common.CIFAR10_STD)
-    extra = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if settings.augment else []
+    crop = transforms.RandomCrop(32, padding=settings.crop_padding)
+    extra = [crop, transforms.RandomHorizontalFlip()] if settings.augment else []
     transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(*normalisation)])
     loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
     options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    optimizer, criterion = torch.optim.SGD(model.parameters(), settings.lr, **options), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, **options)
+    criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     running_loss = 0.0
     while True:
         for images, labels in loader:
@@ -109,10 +113,11 @@ def bare_steps(run: common.Run) -> Iterator[int]:
     """Endless steps of forward, backward and update alone, on batches that are ready."""
     batches, *_ = next(common.epoch_chunks(run, 1, 0))
     bf16, parameters = run.execution.precision == "bf16", list(run.model.parameters())
+    smoothing = run.settings.label_smoothing
     while True:
         for images, labels in batches:
             with torch.autocast(run.execution.device.type, torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(run.model(images).float(), labels)
+                loss = F.cross_entropy(run.model(images).float(), labels, label_smoothing=smoothing)
             for parameter in parameters:
                 parameter.grad = None
             loss.backward()
@@ -174,7 +179,7 @@ def measure_case(name: str, device_name: str, progress: tqdm) -> list[str]:
                 rates[kind].append(measure(steps, seconds if round_ else seconds / 4, execution.device))
             if kind == "pipeline":
                 preparing.append(100 * sum(prepared) / seconds)
-        products += [matrix_product_flops(execution)] if "ResNet" in name else []
+        products += [matrix_product_flops(execution)] if execution.precision == "bf16" else []
         progress.update(round_ > 0)
     flops = ""
     if products:
