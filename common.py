@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import inspect
 import json
@@ -78,6 +77,7 @@ class Settings:
     label_smoothing: float = 0.0  # as torch.nn.CrossEntropyLoss defines it
     augment: bool = False  # random crop and horizontal flip
     crop_padding: int = 4  # pixels on each side
+    padding_mode: str = "constant"  # black, or "reflect"
     flips: str = "random"  # or "alternating": an image flipped in one epoch isn't in the next
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
     seed: int = 0
@@ -296,7 +296,7 @@ def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
 def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.Module, folder: Path) -> Run:
     """Everything that training needs, on the execution's device."""
     model = to_device(model, execution.device)
-    optimizer = getattr(model, "optimizer", functools.partial(sgd, model.parameters()))(settings)
+    optimizer = model.optimizer(settings) if hasattr(model, "optimizer") else sgd(model.parameters(), settings)
     arrays = {name: value.to(execution.device) for name, value in vars(data).items() if isinstance(value, Tensor)}
     data = dataclasses.replace(data, **arrays)
     network = parallel_network(InPrecision(model, execution.precision), execution)
@@ -333,8 +333,8 @@ def train(run: Run, state: dict) -> dict:
             print(describe_epoch(row, run.settings.epochs, len(run.data.train_labels)))
     mirrored = {}
     if run.settings.augment:
-        _, accuracy = evaluate(run, run.data.test_images, run.data.test_labels, mirrored=True)
-        mirrored = {"mirrored_test_accuracy": accuracy}
+        images, labels = run.data.test_images, run.data.test_labels
+        mirrored = {"mirrored_test_accuracy": evaluate(run, images, labels, mirrored=True)[1]}
     return state | {"mirrored": mirrored, "total_seconds": time.perf_counter() - began}
 
 
@@ -381,10 +381,7 @@ def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int]
     return torch.stack(losses)
 
 
-Batches = tuple[list[tuple[Tensor, Tensor]], list[int], list[float]]
-
-
-def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[Batches]:
+def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list, list]]:
     """The epoch's batches from `step` on, prepared a chunk of them at a time.
 
     Yields this process's shares of the batches, (images float32, labels), the whole batches' sizes, and the learning
@@ -410,20 +407,29 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[Batches]:
         chunk = torch.cat(shares)
         images, labels = data.train_images[order[chunk]], data.train_labels[order[chunk]]
         if settings.augment:
-            images = augment(images, shifts[:, chunk], flips[chunk], settings.crop_padding)
+            images = augment(pad(images, settings), shifts[:, chunk], flips[chunk])
         sizes = [len(share) for share in shares]
         pairs = zip(normalise(images, run.model).split(sizes), labels.split(sizes), strict=True)
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(positions)) for i in range(len(batches))]
         yield list(pairs), [len(batch) for batch in batches], rates
 
 
-def augment(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Each image cropped at its own place after padding, and flipped or not.
+def pad(images: Tensor, settings: Settings) -> Tensor:
+    """uint8 (N, 3, 32, 32) -> uint8 (N, 3, 32 + 2 P, 32 + 2 P) with P = `crop_padding`, as `padding_mode` says."""
+    if settings.padding_mode == "constant":
+        return F.pad(images, (settings.crop_padding,) * 4)
+    places = torch.arange(-settings.crop_padding, 32 + settings.crop_padding, device=images.device)
+    places = 31 - (31 - places.abs()).abs()  # F.pad can't reflect uint8
+    return images[:, :, places][..., places]
 
-    Images uint8 (N, 3, 32, 32); `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
+
+def augment(padded: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Each padded image cropped to 32x32 at its own place, and flipped or not; uint8 (N, 3, 32, 32).
+
+    `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
     """
-    windows = F.pad(images, (padding,) * 4).unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
-    crops = windows[torch.arange(len(images), device=images.device), :, shifts[0], shifts[1]]
+    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
+    crops = windows[torch.arange(len(padded), device=padded.device), :, shifts[0], shifts[1]]
     return torch.where(flips[:, None, None, None], crops.flip(3), crops)
 
 
@@ -450,8 +456,7 @@ def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
 def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
 
-    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. `mirrored` takes the mean of the logits of
-    each image and its mirror image.
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. `mirrored` adds each one's mirror image's logits.
     """
     execution, network, sums = run.execution, InPrecision(run.model, run.execution.precision), []
     run.model.eval()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from common import Settings
 
 SCHEDULES = ("constant", "cosine", "one-cycle")
+PADDING_MODES = ("constant", "reflect")
 FLIPS = ("random", "alternating")
 
 
@@ -85,6 +86,7 @@ def settings_parser(description: str | None) -> ArgumentParser:
     add("--label-smoothing", type=within(float, 0, 1), help="part of each label that is shared by all classes")
     add("--augment", action=on_off, help="random crop and horizontal flip")
     add("--crop-padding", type=within(int, 0, 33), metavar="PIXELS", help="how far a crop may be shifted")
+    add("--padding-mode", choices=PADDING_MODES, help="what a shifted crop shows beyond the image")
     add("--flips", choices=FLIPS, help="by chance, or every image in every other epoch")
     add("--seed", type=within(int, 0, 2**32), help="of the weights, the order of images, and dropout")
     validation_help = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
@@ -114,6 +116,7 @@ def checked(settings: Settings, config: dict[str, object]) -> Settings:
         possible[name] = type(getattr(plain, name)) in (int, float) and 0 <= getattr(plain, name) < below
     possible["crop_padding"] = possible["crop_padding"] and plain.crop_padding <= 32
     possible["schedule"] = plain.schedule in SCHEDULES
+    possible["padding_mode"] = plain.padding_mode in PADDING_MODES
     possible["flips"] = plain.flips in FLIPS
     possible["precision"] = plain.precision in ("auto", "fp32", "bf16")
     possible["dataset"] = plain.dataset in ("auto", "cifar10", "synthetic")

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 # Settings that older files say nothing of, with what they were then.
-LATER = {"nesterov": False, "label_smoothing": 0.0, "crop_padding": 4, "flips": "random", "validation_images": 0}
+LATER = {
+    "nesterov": False,
+    "label_smoothing": 0.0,
+    "crop_padding": 4,
+    "padding_mode": "constant",
+    "flips": "random",
+    "validation_images": 0,
+}
 
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:

@@ -182,6 +182,7 @@ def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
         ({"validation_images": -10}, "validation_images -10"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0"),
         ({"crop_padding": 33}, "crop_padding 33"),
+        ({"padding_mode": "white"}, "padding_mode 'white'"),
         ({"flips": "never"}, "flips 'never'"),
         ({"nesterov": True, "momentum": 0}, "--nesterov needs a --momentum"),
         ({"options": {"dropout": torch.nn.ReLU}}, "finite numbers"),

@@ -69,7 +69,7 @@ def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
     assert done.code == 0
     settings = __import__(script).SETTINGS
     flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
-    flags += ["schedule", "label-smoothing", "crop-padding", "flips"]
+    flags += ["schedule", "label-smoothing", "crop-padding", "padding-mode", "flips"]
     own = {"resnet_model": ["width"], "fast_model": []}.get(script, ["dropout"])
     for flag in [*flags, *own]:
         assert f"--{flag}" in done.out
@@ -131,6 +131,7 @@ WRONG_ARGUMENTS = [
     ("--schedule", "linear"),
     ("--label-smoothing", "1"),
     ("--crop-padding", "33"),
+    ("--padding-mode", "white"),
     ("--flips", "never"),
     ("--width", "64"),
 ]
