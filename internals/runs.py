@@ -155,10 +155,10 @@ class Group:
     def timed(self) -> Group:
         """The runs of one machine, since times don't compare across machines: those with the most threads.
 
-        Of several machines, the one with the most runs, and one whose processor is recorded.
+        Of several machines, one whose processor is recorded, and with the most runs.
         """
         counts = Counter(map(machine, self.runs))
-        return self.on(max(counts, key=lambda one: (one[2], counts[one], one)))
+        return self.on(max(counts, key=lambda one: (one[2], bool(one[1]), counts[one], one)))
 
     def on(self, wanted: tuple[str, str, int]) -> Group:
         """The runs of that machine."""
