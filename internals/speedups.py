@@ -22,7 +22,7 @@ TIME_DEVIATION = 0.05
 
 @dataclass(frozen=True)
 class Speedup:
-    """The same work with the same global batch size on one device and on several of its kind."""
+    """The same training on one device and on several of its kind."""
 
     what: str  # "LeNet, batch size 128"
     device: str  # "cpu" or the GPU's name, as in loss.json
@@ -47,14 +47,6 @@ class Speedup:
         return self.device if self.device != "cpu" else self.machine or "processor not recorded"
 
 
-# These change a run's result, but neither the work that an image is nor what else a run does.
-NO_WORK = ("seed", "epochs", "lr", "momentum", "schedule")
-
-
-def same_work(one: Group, other: Group) -> bool:
-    return settings_in_use(one.config, NO_WORK) == settings_in_use(other.config, NO_WORK)
-
-
 def relative_error(group: Group) -> float:
     """Of the mean speed of the group's runs, as a part of it."""
     speeds = group.results("images_per_second")
@@ -67,7 +59,7 @@ def whole_run_speedups(groups: list[Group]) -> list[Speedup]:
     found = []
     for one, several in itertools.permutations(groups, 2):
         parallel = several.runs[0]["environment"]["parallel"]
-        if parallel == "none" or not same_work(one, several):
+        if parallel == "none" or settings_in_use(one.config) != settings_in_use(several.config):
             continue
         for where in sorted({machine(run) for run in one.runs} & {machine(run) for run in several.runs}):
             pair = one.on(where), several.on(where)
