@@ -15,7 +15,7 @@ LATER = {
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
     """The entries of `config` that `stated` has otherwise or not at all."""
-    config, stated = LATER | config, LATER | stated
+    config, stated = config | LATER | config, LATER | stated  # in the order of `config`
     return {name: value for name, value in config.items() if stated.get(name) != value}
 
 

@@ -215,6 +215,7 @@ def test_bf16_stays_close_to_fp32(prepare, model: str) -> None:
         ({"epochs": 15, "lr": 0.01}, "lr=0.01,epochs=15"),
         ({"weight_decay": 0.0, "seed": 3}, "weight_decay=0,seed=3"),
         ({"device": "cpu", "resume": True}, ""),
+        ({"epochs": 15, "crop_padding": 2, "validation_images": 50}, "epochs=15,crop_padding=2,validation_images=50"),
     ],
 )
 def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:
