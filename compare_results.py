@@ -122,9 +122,9 @@ NOTE = """Written by `python compare_results.py`: don't edit.
 A row is the runs that differ by their seed alone: mean ± standard deviation. The best epoch on the test set is a choice
 made with the test labels, so that its accuracy is no test any more; in brackets, for a single run, the epoch. `gap` is
 training minus test accuracy after the last epoch, in points. `s/epoch` and `images/s` are training alone. Times are
-those of the runs on one machine with the most threads, as many as the brackets say; one day's are up to twice another's.
-The original's are those in [original.json](original.json), single runs: LeNet on 4 A100 (the baseline on a CPU),
-ResNet-18 on one A100; its seconds are whole runs, evaluations included."""
+those of the runs on one machine with the most threads, as many as the brackets say; from one day to another they have
+differed by a factor of two. The original's figures are those in [original.json](original.json), single runs: LeNet on
+4 A100 (the baseline on a CPU), ResNet-18 on one A100; its seconds are whole runs, evaluations included."""
 
 
 def page(groups: list[Group], judgements: list[Judgement]) -> str:
