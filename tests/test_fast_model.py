@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import read_run, same_losses, same_weights, wait_for, weights_of
+from conftest import make_image_folder, read_run, same_losses, same_weights, wait_for, weights_of
 from test_parallel import torchrun
 
 import common
@@ -97,17 +97,18 @@ def test_every_fifth_step_ends_between_the_weights_and_their_average(tmp_path: P
         assert torch.equal(optimizer.state[weight]["slow"], weight)
 
 
-def test_interrupted_within_an_epoch_it_goes_on_bit_for_bit(start, run, tmp_path: Path) -> None:
-    script = ("fast_model", "--epochs", 2, "--batch-size", 2)
+def test_interrupted_it_goes_on_bit_for_bit(start, run, tmp_path: Path) -> None:
+    """Two chunks of two steps an epoch: the average is taken in the fifth and the tenth step."""
+    script, data = ("fast_model", "--epochs", 3, "--batch-size", 100), make_image_folder(tmp_path / "data", 40, 4)
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(*script, "--output", whole).code == 0
-    interrupted = start(*script, "--output", out)
+    assert run(*script, "--output", whole, data_dir=data).code == 0
+    interrupted = start(*script, "--output", out, data_dir=data)
     wait_for(out / "checkpoint.pth")  # of the first epoch's end
     os.kill(interrupted.process.pid, signal.SIGTERM)
     assert interrupted.finish().code == 143
     state = torch.load(out / "checkpoint.pth", weights_only=True)
-    assert 50 <= state["optimizer"]["param_groups"][0]["steps"] < 100
-    assert run(*script, "--output", out, "--resume").code == 0
+    assert state["optimizer"]["param_groups"][0]["steps"] == 4 * (state["epoch"] - 1) + state["step"] < 12
+    assert run(*script, "--output", out, "--resume", data_dir=data).code == 0
     assert same_losses(out, whole) and same_weights(out / "model.pth", whole / "model.pth")
     results = [read_run(folder)["result"]["mirrored_test_accuracy"] for folder in (out, whole)]
     assert results[0] == results[1]
@@ -128,7 +129,7 @@ def test_several_processes_train_the_single_processs_model(run, tmp_path: Path, 
 
 
 def test_mirrored_accuracy_is_that_of_the_mean_logits(tmp_path: Path) -> None:
-    run = prepared(tmp_path, epochs=2)
+    run = prepared(tmp_path, epochs=1)
     state = common.train(run, common.new_state())
     images, labels = run.data.test_images, run.data.test_labels
     run.model.eval()
