@@ -456,7 +456,7 @@ def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
 def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
 
-    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, logits are means over both sides.
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, logits are means of both sides.
     """
     execution, network, sums = run.execution, InPrecision(run.model, run.execution.precision), []
     run.model.eval()
