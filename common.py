@@ -444,13 +444,12 @@ def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
     "cosine" falls to 0 over the run's epochs (Loshchilov & Hutter, https://arxiv.org/abs/1608.03983); "one-cycle" rises
     linearly from a fifth of `lr` to `lr` and falls linearly to 0 (after Smith & Topin, https://arxiv.org/abs/1708.07120).
     """
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "cosine":
+        return settings.lr * ((1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2)
     done = (epoch - 1 + part) / settings.epochs
-    factors = {
-        "constant": 1,
-        "cosine": (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2,
-        "one-cycle": float(np.interp(done, (0, ONE_CYCLE_PEAK, 1), (0.2, 1, 0))),
-    }
-    return settings.lr * factors[settings.schedule]
+    return settings.lr * min(0.2 + 0.8 * done / ONE_CYCLE_PEAK, (1 - done) / (1 - ONE_CYCLE_PEAK))
 
 
 def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def within(kind: type, low: float, below: float) -> Callable[[str], float]:
         with contextlib.suppress(ValueError):
             if low <= kind(text) < below:
                 return kind(text)
-        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < 100 else ""
+        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < 2**31 else ""
         raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {low}{limit}")
 
     return parse
