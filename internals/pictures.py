@@ -55,13 +55,16 @@ def styles(groups: list[Group]) -> list[Style]:
 
 
 def columns(group: Group, name: str) -> np.ndarray:
-    """A column of each run's history, float64 (runs, epochs), cut to the shortest run."""
+    """A column of each seed's history, float64 (seeds, epochs), cut to the shortest run; a seed's runs are averaged."""
     epochs = min(len(run["history"]["epoch"]) for run in group.runs)
-    return np.array([run["history"][name][:epochs] for run in group.runs], dtype=float)
+    by_seed: dict[object, list[list[float]]] = {}
+    for run in group.runs:
+        by_seed.setdefault(run["config"].get("seed"), []).append(run["history"][name][:epochs])
+    return np.array([np.mean(runs, 0) for runs in by_seed.values()])
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the runs, each (epochs,)."""
+    """Mean and standard deviation over the seeds, each (epochs,)."""
     return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
@@ -334,7 +337,8 @@ def draw_cell(upper: Axes, lower: Axes, one: Group | Unfinished, others: list[Gr
     colour = colour_of(one.experiment)
     for other in others:
         upper.plot(columns(other, "epoch")[0], band(columns(other, "test_accuracy"))[0], color="#CCCCCC", linewidth=0.8)
-    group = one if isinstance(one, Group) else Group(one.experiment, one.changes, [{"history": one.history}], [])
+    runs = one.runs if isinstance(one, Group) else [{"config": {}, "history": one.history}]
+    group = Group(one.experiment, one.changes, runs, [])
     epochs = columns(group, "epoch")[0]
     marker = "o" if len(epochs) == 1 else ""
     for axes, what in ((upper, "accuracy"), (lower, "loss")):

@@ -181,6 +181,8 @@ def test_mean_and_deviation_of_seeds() -> None:
     # A seed that was trained twice is no further one.
     (group,) = grouped(*runs, invented(LENET, best=60, seed=0, processor="another"))
     assert group.seeds == 3 and group.show("best_test_accuracy") == "62.00 ± 2.65"
+    mean, deviation = pictures.band(pictures.columns(group, "test_accuracy"))
+    assert mean[-1] == 62 and round(deviation[-1], 2) == 2.65
 
 
 def test_runs_on_other_devices_or_data_are_no_seeds_of_one_another() -> None:
