@@ -153,8 +153,8 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
 # take. What else it may say of itself, as attributes: `mean` and `std` of its normalisation, per channel from 0
 # to 1 (else CIFAR-10's own); `channels_last` and `bf16`, whether it gains from them (else not); `options_from`,
 # which options a state dict is of (else the defaults); `optimizer(settings)`, which makes its own, whose groups may
-# have a factor on the learning rate, `lr_factor` (else `sgd`); `initialise(images)`, called once with all training
-# images, uint8 (N, 3, 32, 32), before training.
+# have a factor on the schedule's learning rate, `lr_factor` (else `sgd`); `initialise(images)`, called once before
+# training with all training images, uint8 (N, 3, 32, 32), in order of their classes if they are from a folder.
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -674,7 +674,8 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
         data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
         data = hold_out(data, settings.validation_images)
         if hasattr(model, "initialise"):
-            model.initialise(data.train_images)
+            with torch.no_grad():
+                model.initialise(data.train_images)
         folder = run_folder(settings, stated, data.name)
         if first:
             stack.enter_context(opened(folder))

@@ -53,7 +53,8 @@ class FastNet(nn.Module):
 
     def initialise(self, images: Tensor) -> None:
         """Set the first layer to the principal components of 2x2 patches, scaled to variance 1, and their negatives."""
-        patches = F.unfold(normalise(images[:5000], self), 2).transpose(1, 2).flatten(0, 1).double()
+        some = images[:: max(1, len(images) // 5000)]  # of all classes: an image folder's come in order
+        patches = F.unfold(normalise(some, self), 2).transpose(1, 2).flatten(0, 1).double()
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (components / (variances + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
@@ -65,7 +66,7 @@ class FastNet(nn.Module):
         fast = {"params": biases, "lr_factor": 64, "weight_decay": settings.weight_decay / 64}
         slow = {"params": list(trained.values()), "steps": 0, "rate_before": 0.0}
         optimizer = sgd([slow, fast], settings)
-        optimizer.register_step_post_hook(lambda *_: lookahead(optimizer, settings.lr))
+        optimizer.register_step_post_hook(lambda *_: lookahead(optimizer, settings.lr or 1))
         return optimizer
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,15 +78,15 @@ class FastNet(nn.Module):
 def lookahead(optimizer: torch.optim.SGD, highest_rate: float) -> None:
     """After every fifth step, move the weights towards their slow average, and take that for both.
 
-    Zhang et al. 2019, https://arxiv.org/abs/1907.08610; here the average is slower and slower as the learning rate
-    falls. The optimizer keeps it, and all that this needs to go on, so that it is in the checkpoint.
+    Zhang et al. 2019, https://arxiv.org/abs/1907.08610; here not while the learning rate rises, and the average is
+    slower and slower as it falls. The optimizer keeps it, and all that this needs to go on, for the checkpoint.
     """
     group = optimizer.param_groups[0]
     group["steps"] += 1
     if group["steps"] % 5 == 0:
-        falls, group["rate_before"] = group["lr"] < group["rate_before"], group["lr"]
+        rises, group["rate_before"] = group["lr"] > group["rate_before"], group["lr"]
         done = 1 - (1 - ONE_CYCLE_PEAK) * group["lr"] / highest_rate
-        kept = 0.95**5 * done**3 * falls
+        kept = 0 if rises else 0.95**5 * done**3
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             slow = optimizer.state[parameter].setdefault("slow", parameter.clone())
             parameter.lerp_(slow, kept)

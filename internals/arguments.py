@@ -85,9 +85,9 @@ def settings_parser(description: str | None) -> ArgumentParser:
     add("--schedule", choices=SCHEDULES, help="of the learning rate, over the run's epochs")
     add("--label-smoothing", type=within(float, 0, 1), help="part of each label that is shared by all classes")
     add("--augment", action=on_off, help="random crop and horizontal flip")
-    add("--crop-padding", type=within(int, 0, 33), metavar="PIXELS", help="how far a crop may be shifted")
-    add("--padding-mode", choices=PADDING_MODES, help="what a shifted crop shows beyond the image")
-    add("--flips", choices=FLIPS, help="by chance, or every image in every other epoch")
+    add("--crop-padding", type=within(int, 0, 32), metavar="PIXELS", help="with --augment: how far crops are shifted")
+    add("--padding-mode", choices=PADDING_MODES, help="with --augment: what a shifted crop shows beyond the image")
+    add("--flips", choices=FLIPS, help="with --augment: by chance, or every image in every other epoch")
     add("--seed", type=within(int, 0, 2**32), help="of the weights, the order of images, and dropout")
     validation_help = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
     add("--validation-images", type=within(int, 0, 2**31), metavar="N", help=validation_help)
@@ -114,7 +114,9 @@ def checked(settings: Settings, config: dict[str, object]) -> Settings:
     possible = {name: type(getattr(plain, name)) is int and getattr(plain, name) >= least for name, least in whole}
     for name, below in (("lr", math.inf), ("weight_decay", math.inf), ("momentum", 1), ("label_smoothing", 1)):
         possible[name] = type(getattr(plain, name)) in (int, float) and 0 <= getattr(plain, name) < below
-    possible["crop_padding"] = possible["crop_padding"] and plain.crop_padding <= 32
+    possible["crop_padding"] = possible["crop_padding"] and plain.crop_padding <= 31
+    truths = ("nesterov", "augment", "data_parallel", "resume")
+    possible |= {name: type(getattr(plain, name)) is bool for name in truths}
     possible["schedule"] = plain.schedule in SCHEDULES
     possible["padding_mode"] = plain.padding_mode in PADDING_MODES
     possible["flips"] = plain.flips in FLIPS
@@ -123,5 +125,5 @@ def checked(settings: Settings, config: dict[str, object]) -> Settings:
     if wrong := [f"{name} {getattr(plain, name)!r}" for name, is_possible in possible.items() if not is_possible]:
         raise UserError(f"impossible settings: {', '.join(wrong)}")
     if plain.nesterov and not plain.momentum:
-        raise WrongOption("--nesterov needs a --momentum above 0")
+        raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
     return plain

@@ -22,9 +22,11 @@ def differences(config: dict[str, object], stated: dict[str, object]) -> dict[st
 def describe_result(result: dict) -> str:
     """A run's accuracies in words that say which images chose its best epoch."""
     last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
+    mirrored = f" ({result['mirrored_test_accuracy']:.2f} % mirrored)" if "mirrored_test_accuracy" in result else ""
+    end = f"test accuracy {last:.2f} % at the end{mirrored}"
     if result.get("best_epoch_chosen_on") == "validation":  # older files say nothing of it
-        return f"test accuracy {last:.2f} % at the end, {best:.2f} % in epoch {epoch}, chosen on validation images"
-    return f"test accuracy {last:.2f} % at the end, {best:.2f} % at best (epoch {epoch})"
+        return f"{end}, {best:.2f} % in epoch {epoch}, chosen on validation images"
+    return f"{end}, {best:.2f} % at best (epoch {epoch})"
 
 
 def describe(config: dict[str, object]) -> str:

@@ -58,6 +58,15 @@ def test_first_layer_whitens_the_training_images() -> None:
     assert moments.diag().max() <= 1.001 and moments.diag()[-1] > 0.99  # less only where there is next to nothing
 
 
+def test_first_layer_sees_images_of_all_classes() -> None:
+    model, bright = FastNet(), small_data(500).train_images
+    dark = torch.zeros_like(bright)
+    model.initialise(torch.cat([dark.repeat(10, 1, 1, 1), bright.repeat(10, 1, 1, 1)]))  # in order, as from a folder
+    with torch.no_grad():
+        outputs = model.whiten(common.normalise(torch.cat([dark, bright]), model)).transpose(0, 1).flatten(1)
+    assert outputs[11].square().mean().item() == pytest.approx(1, abs=0.1)  # of the largest component, the brightness
+
+
 def test_convolutions_start_as_the_identity() -> None:
     group = FastNet().groups[0]
     x = torch.randn(2, 24, 6, 6)
@@ -95,6 +104,13 @@ def test_every_fifth_step_ends_between_the_weights_and_their_average(tmp_path: P
         moved += (1 - kept) * 5 * rate
         assert weight[0, 0].item() == pytest.approx(first - moved, abs=1e-5)
         assert torch.equal(optimizer.state[weight]["slow"], weight)
+
+
+def test_a_learning_rate_of_0_trains_nothing(tmp_path: Path) -> None:
+    run = prepared(tmp_path, lr=0.0, epochs=2)
+    before = run.model.linear.weight.clone()
+    common.train(run, common.new_state())  # eight steps
+    assert torch.equal(run.model.linear.weight, before)
 
 
 def test_interrupted_it_goes_on_bit_for_bit(start, run, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ WRONG_ARGUMENTS = [
     ("--dataset", "mnist"),
     ("--schedule", "linear"),
     ("--label-smoothing", "1"),
-    ("--crop-padding", "33"),
+    ("--crop-padding", "32"),
     ("--padding-mode", "white"),
     ("--flips", "never"),
     ("--width", "64"),
