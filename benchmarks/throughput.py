@@ -45,7 +45,7 @@ CASES = {  # the settings, and about how many seconds each measurement lasts
     "LeNet, batch size 4": (original_version_model.SETTINGS, 1.5),
     "LeNet, batch size 128": (original_version_model_multigpu.SETTINGS, 1.5),
     "ResNet-18, batch size 128": (resnet_model.SETTINGS, 4.0),
-    "fast model, batch size 1024": (fast_model.SETTINGS, 8.0),
+    "fast model, batch size 512": (fast_model.SETTINGS, 8.0),
 }
 
 

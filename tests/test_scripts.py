@@ -59,7 +59,7 @@ def test_the_stated_settings_are_those_of_the_experiments() -> None:
         "L2_regularization_model": ("LeNet", 200, 0.001, 0.95, 128, 1e-4, {}, False),
         "Dropout_regularization": ("LeNet", 200, 0.001, 0.95, 128, 0, {"dropout": 0.5}, False),
         "Resnet": ("ResNet18", 25, 0.005, 0.95, 128, 5e-4, {"width": 64}, True),
-        "Fast": ("FastNet", 11, 1.5, 0.85, 1024, 0.00133, {}, True),
+        "Fast": ("FastNet", 12, 1.0, 0.85, 512, 0.001, {}, True),
     }
 
 
