@@ -57,10 +57,7 @@ def styles(groups: list[Group]) -> list[Style]:
 def columns(group: Group, name: str) -> np.ndarray:
     """A column of each seed's history, float64 (seeds, epochs), cut to the shortest run; a seed's runs are averaged."""
     epochs = min(len(run["history"]["epoch"]) for run in group.runs)
-    by_seed: dict[object, list[list[float]]] = {}
-    for run in group.runs:
-        by_seed.setdefault(run["config"].get("seed"), []).append(run["history"][name][:epochs])
-    return np.array([np.mean(runs, 0) for runs in by_seed.values()])
+    return np.array([np.mean([run["history"][name][:epochs] for run in runs], 0) for runs in group.by_seed])
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +180,8 @@ def draw_epochs(axes: Axes, groups: list[Group], gap: float) -> None:
         original = original_run(group.config)
         if original and original["best"] is not None:
             star(axes, original["best_epoch"] or original["epochs"], original["best"], group.experiment)
-    axes.set(xlabel="epoch   (★ the original's best epoch on the test set)", ylabel="test accuracy (%)", xscale="log")
+    explained = "labels: last epoch; title: best epoch; ★ the original's best epoch"
+    axes.set(xlabel=f"epoch   ({explained})", ylabel="test accuracy (%)", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

@@ -135,8 +135,16 @@ class Group:
         return chosen_on(self.runs[0])
 
     @property
+    def by_seed(self) -> list[list[dict]]:
+        """The runs of each seed: one that was trained several times counts once, with its mean."""
+        runs: dict[object, list[dict]] = {}
+        for run in self.runs:
+            runs.setdefault(run["config"].get("seed"), []).append(run)
+        return list(runs.values())
+
+    @property
     def seeds(self) -> int:
-        return len({run["config"].get("seed") for run in self.runs})
+        return len(self.by_seed)
 
     @property
     def label(self) -> str:
@@ -166,12 +174,9 @@ class Group:
         return dataclasses.replace(self, runs=[r for r, _ in chosen], folders=[f for _, f in chosen])
 
     def results(self, name: str) -> list[float]:
-        """The value of each seed that has one; a seed that was trained several times counts once, with its mean."""
-        values: dict[object, list[float]] = {}
-        for run in self.runs:
-            if (value := value_of(run, name)) is not None:
-                values.setdefault(run["config"].get("seed"), []).append(value)
-        return [statistics.mean(of_seed) for of_seed in values.values()]
+        """The value of each seed that has one."""
+        values = [[v for run in runs if (v := value_of(run, name)) is not None] for runs in self.by_seed]
+        return [statistics.mean(of_seed) for of_seed in values if of_seed]
 
     def mean(self, name: str) -> float:
         return statistics.mean(self.results(name))
