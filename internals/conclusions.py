@@ -270,7 +270,7 @@ def judge_parallel(groups: list[Group], measured: list[Speedup]) -> Judgement:
         return Judgement(OPEN, [f"Missing: {missing}."], OPEN)
     signs = [sign(s.ratio - (1 + CONSIDERABLE * (s.devices - 1)), s.error) for s in speedups]
     unit = "GPUs" if on_gpus else "CPU cores"
-    first = "" if on_gpus else "No GPU has been measured: here CPU cores are the devices. "
+    first = "" if on_gpus else "Several GPUs have not been measured: here CPU cores are the devices. "
     evidence = [
         f"{first}Considerably faster means at least 1.5 times as fast on two, 2.5 times on four: half of what the "
         f"further {unit} could add."

@@ -129,6 +129,7 @@ def draw_comparison(groups: list[Group], judgements: list[Judgement], measured: 
     from matplotlib.figure import Figure
 
     speedups = [*whole_run_speedups(groups), *measured]
+    timed = of_one_kind(by_settings(on_one_device(groups)))
     groups = of_one_kind(by_settings(groups))
     heights = [max(3.7, 0.9 + LABEL_INCHES * len(groups))] * 2 + [3.9]
     gap = LABEL_INCHES / (heights[0] - 0.85)  # less the title and the axis below
@@ -137,7 +138,7 @@ def draw_comparison(groups: list[Group], judgements: list[Judgement], measured: 
         upper, middle, lower = figure.subfigures(3, 1, height_ratios=heights)
         panels = [upper.subplots(), middle.subplots(), *lower.subplots(1, 2)]
         draw_epochs(panels[0], groups, gap)
-        draw_time(panels[1], groups, gap)
+        draw_time(panels[1], timed, gap)
         draw_regularisation(panels[2], groups)
         draw_devices(panels[3], speedups)
         for number, (panel, (_, short), judgement) in enumerate(zip(panels, CONCLUSIONS, judgements, strict=True), 1):
@@ -151,6 +152,13 @@ def of_one_kind(groups: list[Group]) -> list[Group]:
     """Those whose best epoch the test set chose, or validation images if there are no others: they don't mix."""
     kinds = {group.chosen_on for group in groups}
     return [group for group in groups if group.chosen_on == min(kinds)]
+
+
+def on_one_device(groups: list[Group]) -> list[Group]:
+    """Those on the CPU or the GPU that most are on: beside a CPU's times, a GPU's say nothing about models."""
+    devices = [group.runs[0]["environment"]["device"] for group in groups]
+    most = max(sorted(set(devices)), key=devices.count)
+    return [group for group, device in zip(groups, devices, strict=True) if device == most]
 
 
 def empty(axes: Axes, text: str) -> None:

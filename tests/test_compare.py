@@ -243,6 +243,15 @@ def test_epochs_chosen_on_validation_images_stand_apart() -> None:
     assert "best LeNet 70.00 %" in evidence and "epoch chosen on validation images" in evidence, evidence
 
 
+def test_times_of_a_gpu_are_not_drawn_beside_a_cpus() -> None:
+    """Also where the GPU has more seeds of the same settings, so that accuracies are drawn from there."""
+    gpus = [run | {"environment": run["environment"] | {"device": "A100"}} for run in three(LENET, 60)]
+    groups = grouped(*gpus, invented(LENET), invented(L2), invented(DROPOUT))
+    chosen = pictures.on_one_device(groups)
+    assert [group.experiment for group in chosen] == [LENET, L2, DROPOUT]
+    assert {group.runs[0]["environment"]["device"] for group in chosen} == {"cpu"}
+
+
 def test_a_run_in_progress_is_shown_and_left_alone(start, compare, modelset: Path) -> None:
     put(modelset, "finished", invented(LENET, best=60))
     folder = modelset / "running"
@@ -539,7 +548,7 @@ def scaling(tmp_path: Path, device: str, devices: str, *speedups: float) -> list
 def test_several_devices_in_the_benchmark(tmp_path: Path) -> None:
     measured = scaling(tmp_path, "EPYC", "CPU cores", 1.8, 1.9)
     verdict, evidence = verdicts(invented(LENET), measured=measured)[3]
-    assert verdict == HOLDS and "No GPU has been measured" in evidence
+    assert verdict == HOLDS and "Several GPUs have not been measured" in evidence
     assert "ResNet18, width 32, batch size 512 (scaling.py): 1000 images/s on one, 1900 on 2 CPU cores (EP" in evidence
     for speedups, expected in (((1.9, 1.0), PARTLY), ((1.0,), CONTRADICTED), ((1.0, 1.5), UNCERTAIN)):
         measured = scaling(tmp_path, "EPYC", "CPU cores", *speedups)
