@@ -275,7 +275,7 @@ def draw_bars(axes: Axes, group: Group, place: float) -> None:
         mean, deviation, x = group.mean(name), group.deviation(name), place + 0.44 * i
         axes.bar(x, mean, 0.44, color=shade(colour, 0.0 if i else 0.5), yerr=deviation or None, capsize=2)
         top = max(mean + deviation, original.get(theirs) or 0)
-        axes.text(x, top + 2.5, f"{mean:.0f}", ha="center", fontsize=9)
+        axes.text(x, top + 3.5, f"{mean:.0f}", ha="center", fontsize=9)
         if original.get(theirs) is not None:
             star(axes, x, original[theirs], group.experiment, size=8)
 
