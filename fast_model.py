@@ -39,17 +39,22 @@ class Group(nn.Module):
 
 
 class FastNet(nn.Module):
-    """Jordan's network: images float32 (N, 3, 32, 32) -> logits (N, 10)."""
+    """Jordan's network: images float32 (N, 3, 32, 32) -> logits (N, 10).
+
+    `width` is the number of channels of the first group; the others have four times as many.
+    """
 
     channels_last = bf16 = True
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError("width must be a whole number of at least 1")
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)
-        self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
-        self.linear = nn.Linear(256, 10, bias=False)
+        self.groups = nn.Sequential(Group(24, width), Group(width, 4 * width), Group(4 * width, 4 * width))
+        self.linear = nn.Linear(4 * width, 10, bias=False)
 
     def initialise(self, images: Tensor) -> None:
         """Set the first layer to the principal components of 2x2 patches, scaled to variance 1, and their negatives."""

@@ -59,7 +59,8 @@ def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
         run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
         stated = stated_settings(run["experiment"])
         if stated and stated.model.__name__ == run["config"]["model"]:
-            models.append(stated.model(**{name: run["config"][name] for name in options_of(stated)}))
+            options = options_of(stated)  # older runs say nothing of an option that is new
+            models.append(stated.model(**{name: run["config"].get(name, options[name]) for name in options}))
     with torch.device("meta"):
         for model in (LeNet, ResNet18):
             models.append(model(**getattr(model, "options_from", lambda weights: {})(weights)))

@@ -223,8 +223,7 @@ def group_runs(runs: dict[Path, dict]) -> list[Group]:
     for path, run in runs.items():
         devices = [run["environment"][name] for name in ("device", "parallel", "world_size")]
         changes = changes_of(run["experiment"], run["config"])
-        settings, dataset = settings_in_use(run["config"], ("seed",)), settings_in_use(run["dataset"])
-        key = json.dumps([run["experiment"], settings, dataset, devices], sort_keys=True)
+        key = json.dumps([run["experiment"], changes, settings_in_use(run["dataset"]), devices], sort_keys=True)
         group = groups.setdefault(key, Group(run["experiment"], changes, [], []))
         group.runs.append(run)
         group.folders.append(path.parent)

@@ -14,9 +14,9 @@ LATER = {
 
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
-    """The entries of `config` that `stated` has otherwise or not at all."""
+    """The entries of `config` that `stated` has otherwise or not at all, if that isn't 0 or off."""
     config, stated = config | LATER | config, LATER | stated  # in the order of `config`
-    return {name: value for name, value in config.items() if stated.get(name) != value}
+    return {name: value for name, value in config.items() if (stated.get(name) or None) != (value or None)}
 
 
 def describe_result(result: dict) -> str:

@@ -511,6 +511,13 @@ def test_what_older_files_lack_is_off() -> None:
     assert len(grouped(older, newer)) == 1
 
 
+def test_a_run_from_before_an_option_of_its_model_had_the_default() -> None:
+    older, newer = invented(RESNET), invented(RESNET, seed=1)
+    del older["config"]["width"]
+    assert len(grouped(older, newer)) == 1
+    assert len(grouped(older, invented(RESNET, seed=1, width=32))) == 2
+
+
 def test_several_devices_in_whole_runs() -> None:
     one = invented(LENET, seconds=40, threads=1)
     four = invented(LENET, seconds=10, parallel="DistributedDataParallel", world_size=4, threads=1)

@@ -46,6 +46,14 @@ def test_network_is_that_of_the_paper() -> None:
     assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
 
 
+def test_width_widens_all_groups() -> None:
+    shapes = {name: tuple(p.shape) for name, p in FastNet(8).named_parameters()}
+    assert shapes["groups.0.conv1.weight"] == (8, 24, 3, 3) and shapes["groups.2.conv2.weight"] == (32, 32, 3, 3)
+    assert FastNet(8)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(common.WrongOption, match="--width 0: width must be a whole number of at least 1"):
+        common.build_model(dataclasses.replace(SETTINGS, options={"width": 0}))
+
+
 def test_first_layer_whitens_the_training_images() -> None:
     model, images = FastNet(), small_data(500).train_images
     model.initialise(images)

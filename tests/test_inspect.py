@@ -1,5 +1,6 @@
 """inspect_weights.py on weights that the tests train, and on other people's and hostile files."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import ROOT, Command, run_command
 
 import inspect_weights
 from common import LeNet, ResNet18
+from fast_model import FastNet
 from internals.files import UserError
 
 
@@ -61,6 +63,14 @@ def test_two_files_side_by_side(inspect, lenet: Path, tmp_path: Path) -> None:
     (tmp_path / "half.pth").rename(tmp_path / "another run" / "model.pth")
     assert inspect(lenet, "--against", tmp_path / "another run")[0] == 0
     assert (lenet / "weights-against-another run.png").is_file()
+
+
+def test_weights_from_before_an_option_of_their_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(FastNet().state_dict(), path)
+    config = {"model": "FastNet", "epochs": 12}  # without a width
+    (tmp_path / "loss.json").write_text(json.dumps({"experiment": "fast_model", "config": config}))
+    assert type(inspect_weights.recognise(inspect_weights.read_weights(path), path)) is FastNet
 
 
 FOREIGN = {

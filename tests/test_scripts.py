@@ -70,7 +70,7 @@ def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
     settings = __import__(script).SETTINGS
     flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
     flags += ["schedule", "label-smoothing", "crop-padding", "padding-mode", "flips"]
-    own = {"resnet_model": ["width"], "fast_model": []}.get(script, ["dropout"])
+    own = {"resnet_model": ["width"], "fast_model": ["width"]}.get(script, ["dropout"])
     for flag in [*flags, *own]:
         assert f"--{flag}" in done.out
         default = (vars(settings) | options_of(settings))[flag.replace("-", "_")]
