@@ -46,6 +46,7 @@ CASES = {  # the settings, and about how many seconds each measurement lasts
     "LeNet, batch size 128": (original_version_model_multigpu.SETTINGS, 1.5),
     "ResNet-18, batch size 128": (resnet_model.SETTINGS, 4.0),
     "fast model, batch size 512": (fast_model.SETTINGS, 8.0),
+    "fast model, width 96, batch size 512": (dataclasses.replace(fast_model.SETTINGS, options={"width": 96}), 8.0),
 }
 
 
