@@ -60,7 +60,7 @@ def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
         stated = stated_settings(run["experiment"])
         if stated and stated.model.__name__ == run["config"]["model"]:
             options = options_of(stated)  # older runs say nothing of an option that is new
-            models.append(stated.model(**{name: run["config"].get(name, options[name]) for name in options}))
+            models.append(stated.model(**{name: run["config"].get(name, value) for name, value in options.items()}))
     with torch.device("meta"):
         for model in (LeNet, ResNet18):
             models.append(model(**getattr(model, "options_from", lambda weights: {})(weights)))
