@@ -72,7 +72,7 @@ def table_row(group: Group) -> dict[str, str]:
         "images/s": timed.show("images_per_second", 0),
         "whole run s": timed.show("total_seconds", 0),
         "original's s": "" if theirs["total_seconds"] is None else str(theirs["total_seconds"]),
-        "device": "; ".join(sorted({device_text(run) for run in group.runs})),
+        "device": group.devices,
     }
 
 
@@ -119,12 +119,13 @@ def markdown_table(lines: list[list[str]]) -> str:
 
 NOTE = """Written by `python compare_results.py`: don't edit.
 
-A row is the runs that differ by their seed alone: mean ± standard deviation. The best epoch on the test set is a choice
-made with the test labels, so that its accuracy is no test any more; in brackets, for a single run, the epoch. `gap` is
-training minus test accuracy after the last epoch, in points. `s/epoch` and `images/s` are training alone. Times are
-those of the runs on one machine with the most threads, as many as the brackets say; from one day to another they have
-differed by a factor of two. The original's figures are those in [original.json](original.json), single runs: LeNet on
-4 A100 (the baseline on a CPU), ResNet-18 on one A100; its seconds are whole runs, evaluations included."""
+A row is the runs that differ by their seed alone: mean ± standard deviation; a seed that was trained several times
+counts once, with its mean. The best epoch on the test set is a choice made with the test labels, so that its accuracy
+is no test any more; in brackets, for a single run, the epoch. `gap` is training minus test accuracy after the last
+epoch, in points. `s/epoch` and `images/s` are training alone. Times are those of the runs on one machine with the most
+threads, as many as the brackets say; from one day to another they have differed by more than half. The original's
+figures are those in [original.json](original.json), single runs: LeNet on 4 A100 (the baseline on a CPU), ResNet-18 on
+one A100; its seconds are whole runs, evaluations included."""
 
 
 def page(groups: list[Group], judgements: list[Judgement]) -> str:

@@ -190,7 +190,8 @@ def judge_efficiency(groups: list[Group]) -> Judgement:
         f"{slow[0]:.0f} ± {slow[1]:.0f} s."
     )
     signs = [better, sign(slow[0] - fast[0], math.hypot(slow[1], fast[1]))]
-    headline = f"to LeNet's {target:.1f} %, ResNet-18 trains {fast[0]:.0f} s, LeNet {slow[0]:.0f} s"
+    both = f"{resnet.mean(name):.1f} % against {lenet.mean(name):.1f} %"
+    headline = f"{both}; to {target:.1f} % in {fast[0]:.0f} s against {slow[0]:.0f} s"
     return Judgement(combined(signs), [evidence], headline, caveat([resnet, lenet]))
 
 

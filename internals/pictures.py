@@ -20,7 +20,7 @@ from internals.conclusions import (
 )
 from internals.experiments import colour_of, shade
 from internals.original import original_run
-from internals.runs import Group, Unfinished, chosen_on, device_text, machine
+from internals.runs import Group, Unfinished, chosen_on, machine
 from internals.speedups import Speedup, whole_run_speedups
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def draw_comparison(groups: list[Group], judgements: list[Judgement], measured: 
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         upper, middle, lower = figure.subfigures(3, 1, height_ratios=heights)
         panels = [upper.subplots(), middle.subplots(), *lower.subplots(1, 2)]
-        draw_epochs(panels[0], groups, gap)
-        draw_time(panels[1], timed, gap)
+        draw_epochs(panels[0], unregularised(groups), gap)
+        draw_time(panels[1], unregularised(timed), gap)
         draw_regularisation(panels[2], groups)
         draw_devices(panels[3], speedups)
         for number, (panel, (_, short), judgement) in enumerate(zip(panels, CONCLUSIONS, judgements, strict=True), 1):
@@ -155,10 +155,20 @@ def of_one_kind(groups: list[Group]) -> list[Group]:
 
 
 def on_one_device(groups: list[Group]) -> list[Group]:
-    """Those on the CPU or the GPU that most are on: beside a CPU's times, a GPU's say nothing about models."""
-    devices = [group.runs[0]["environment"]["device"] for group in groups]
+    """The runs on the GPU, or the number of the CPU's threads, that most groups have: other times don't compare."""
+    timed = [group.timed for group in groups]
+    devices = [machine(group.runs[0])[::2] for group in timed]
     most = max(sorted(set(devices)), key=devices.count)
-    return [group for group, device in zip(groups, devices, strict=True) if device == most]
+    return [group for group, device in zip(timed, devices, strict=True) if device == most]
+
+
+def unregularised(groups: list[Group]) -> list[Group]:
+    """Without the LeNets with L2 or dropout, which have a panel of their own."""
+    return [
+        group
+        for group in groups
+        if group.config["model"] != "LeNet" or not (group.config.get("weight_decay") or group.config.get("dropout"))
+    ]
 
 
 def empty(axes: Axes, text: str) -> None:
@@ -168,18 +178,13 @@ def empty(axes: Axes, text: str) -> None:
 
 
 def draw_epochs(axes: Axes, groups: list[Group], gap: float) -> None:
-    """Test accuracy over epochs of each model's settings: regularised LeNets have a panel of their own."""
+    """Test accuracy over epochs of each model's settings."""
     from matplotlib.ticker import LogLocator
 
-    shown = [
-        group
-        for group in groups
-        if group.config["model"] != "LeNet" or not (group.config.get("weight_decay") or group.config.get("dropout"))
-    ]
-    if not shown:
+    if not groups:
         return empty(axes, "missing: a run without L2 and dropout")
     ends = []
-    for group, style in zip(shown, styles(shown), strict=True):
+    for group, style in zip(groups, styles(groups), strict=True):
         mean, deviation = band(columns(group, "test_accuracy"))
         epochs = columns(group, "epoch")[0]
         axes.plot(epochs, mean, **style, marker="o" if len(epochs) == 1 else "")
@@ -199,34 +204,32 @@ def draw_epochs(axes: Axes, groups: list[Group], gap: float) -> None:
 
 
 def draw_time(axes: Axes, groups: list[Group], gap: float) -> None:
-    """The best test accuracy so far over training time; other machines than the first have dashed lines."""
+    """The best test accuracy so far over training time; other processors than the first have dashed lines."""
     from matplotlib.ticker import LogLocator
 
+    if not groups:
+        return empty(axes, "missing: a run without L2 and dropout")
     ends = []
-    machines = [machine(group.timed.runs[0]) for group in groups]
+    machines = [machine(group.runs[0]) for group in groups]
     most = max(sorted(set(machines)), key=machines.count)
     for group, style, where in zip(groups, styles(groups), machines, strict=True):
-        timed = group.timed
-        epochs = min(len(run["history"]["epoch"]) for run in timed.runs)
-        mean, _ = band(np.array([best_so_far(run)[:epochs] for run in timed.runs]))
-        seconds = columns(timed, "seconds").cumsum(1).mean(0)
+        epochs = min(len(run["history"]["epoch"]) for run in group.runs)
+        mean, _ = band(np.array([best_so_far(run)[:epochs] for run in group.runs]))
+        seconds = columns(group, "seconds").cumsum(1).mean(0)
         line = style["linestyle"] if where == most else "--"
         axes.plot(seconds, mean, color=style["color"], linestyle=line, marker="o" if epochs == 1 else "")
         ends.append((seconds[-1], mean[-1], f"{mean[-1]:.1f} %  {shortened(group.short)}", style["color"]))
-        original = original_run(group.config)
-        if original and original["total_seconds"] is not None and original["best"] is not None:
-            star(axes, original["total_seconds"], original["best"], group.experiment)
     choice = " by validation images" if groups[0].chosen_on == "validation" else ""
     axes.set(ylabel=f"test accuracy, best epoch so far{choice} (%)", xscale="log")
     names = [machine_text(one) for one in sorted(set(machines), key=lambda one: (one != most, one))]
-    elsewhere = f", dashed: {', '.join(names[1:])}" if len(names) > 1 else ""
-    where = f"seconds of training ({names[0]}{elsewhere}; ★ the original's whole run on A100s)"
-    axes.set_xlabel(textwrap.fill(where, 84))
+    elsewhere = f"; dashed: {', '.join(names[1:])}" if len(names) > 1 else ""
+    axes.set_xlabel(textwrap.fill(f"seconds of training ({names[0]}{elsewhere})", 84))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     label_ends(axes, ends, gap)
+    return None
 
 
 def machine_text(where: tuple[str, str, int]) -> str:
@@ -329,12 +332,13 @@ def draw_curves(groups: list[Group], unfinished: list[Unfinished]) -> bytes:
             others = [group for group in groups if group.experiment == one.experiment and group is not one]
             draw_cell(upper, lower, one, others)
             same = [group for group in others if isinstance(one, Group) and group.short == one.short]
-            title = f"{one.title}, {device_text(one.runs[0])}" if same else one.title
+            title = f"{one.title}, {one.devices}" if same else one.title
             upper.set_title(textwrap.fill(title, 37), fontsize=9.5, loc="left")
         for unused in axes[-2:, len(shown) - ACROSS * (rows - 1) :].flat:
             unused.axis("off")
         lines = "full: test, pale: training, dots: validation, grey: other settings"
-        figure.suptitle(f"{lines}; dashes: the original's last, ★ its best", fontsize=9.5)
+        smoothed = "above accuracies, below losses, those of training with label smoothing where there is any"
+        figure.suptitle(f"{lines}; dashes: the original's last, ★ its best\n{smoothed}", fontsize=9.5)
         return png(figure)
 
 

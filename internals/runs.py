@@ -160,6 +160,10 @@ class Group:
         return f"{self.short}, {f'{self.seeds} seeds' if self.seeds > 1 else '1 run'}"
 
     @property
+    def devices(self) -> str:
+        return "; ".join(sorted({device_text(run) for run in self.runs}))
+
+    @property
     def timed(self) -> Group:
         """The runs of one machine, since times don't compare across machines: those with the most threads.
 

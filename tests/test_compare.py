@@ -250,6 +250,9 @@ def test_times_of_a_gpu_are_not_drawn_beside_a_cpus() -> None:
     chosen = pictures.on_one_device(groups)
     assert [group.experiment for group in chosen] == [LENET, L2, DROPOUT]
     assert {group.runs[0]["environment"]["device"] for group in chosen} == {"cpu"}
+    # Nor is another number of threads.
+    groups = grouped(invented(LENET, threads=2), invented(L2, threads=1), invented(DROPOUT, threads=2))
+    assert [group.experiment for group in pictures.on_one_device(groups)] == [LENET, DROPOUT]
 
 
 def test_a_run_in_progress_is_shown_and_left_alone(start, compare, modelset: Path) -> None:
