@@ -43,14 +43,14 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def styles(groups: list[Group]) -> list[Style]:
-    """A colour and a line for each group: its experiment's colour, the settings as shades of it."""
+def styles(groups: list[Group]) -> dict[str, Style]:
+    """A colour and a line for each group's label: its experiment's colour, the settings as shades of it."""
     counts: dict[str, int] = {}
-    found = []
-    for group in groups:
-        number = counts[group.experiment] = counts.get(group.experiment, -1) + 1
-        colour = shade(colour_of(group.experiment), SHADES[number % len(SHADES)])
-        found.append({"color": colour, "linestyle": LINES[number // len(SHADES) % len(LINES)]})
+    found = {}
+    for label, experiment in {group.short: group.experiment for group in groups}.items():
+        number = counts[experiment] = counts.get(experiment, -1) + 1
+        colour = shade(colour_of(experiment), SHADES[number % len(SHADES)])
+        found[label] = {"color": colour, "linestyle": LINES[number // len(SHADES) % len(LINES)]}
     return found
 
 
@@ -131,14 +131,15 @@ def draw_comparison(groups: list[Group], judgements: list[Judgement], measured: 
     speedups = [*whole_run_speedups(groups), *measured]
     timed = of_one_kind(by_settings(on_one_device(groups)))
     groups = of_one_kind(by_settings(groups))
+    looks = styles(unregularised([*groups, *timed]))
     heights = [max(3.7, 0.9 + LABEL_INCHES * len(groups))] * 2 + [3.9]
     gap = LABEL_INCHES / (heights[0] - 0.85)  # less the title and the axis below
     with matplotlib.rc_context(TEXT):
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         upper, middle, lower = figure.subfigures(3, 1, height_ratios=heights)
         panels = [upper.subplots(), middle.subplots(), *lower.subplots(1, 2)]
-        draw_epochs(panels[0], unregularised(groups), gap)
-        draw_time(panels[1], unregularised(timed), gap)
+        draw_epochs(panels[0], unregularised(groups), looks, gap)
+        draw_time(panels[1], unregularised(timed), looks, gap)
         draw_regularisation(panels[2], groups)
         draw_devices(panels[3], speedups)
         for number, (panel, (_, short), judgement) in enumerate(zip(panels, CONCLUSIONS, judgements, strict=True), 1):
@@ -177,14 +178,15 @@ def empty(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, textwrap.fill(text, 40), ha="center", va="center", transform=axes.transAxes)
 
 
-def draw_epochs(axes: Axes, groups: list[Group], gap: float) -> None:
+def draw_epochs(axes: Axes, groups: list[Group], looks: dict[str, Style], gap: float) -> None:
     """Test accuracy over epochs of each model's settings."""
     from matplotlib.ticker import LogLocator
 
     if not groups:
         return empty(axes, "missing: a run without L2 and dropout")
     ends = []
-    for group, style in zip(groups, styles(groups), strict=True):
+    for group in groups:
+        style = looks[group.short]
         mean, deviation = band(columns(group, "test_accuracy"))
         epochs = columns(group, "epoch")[0]
         axes.plot(epochs, mean, **style, marker="o" if len(epochs) == 1 else "")
@@ -203,7 +205,7 @@ def draw_epochs(axes: Axes, groups: list[Group], gap: float) -> None:
     return None
 
 
-def draw_time(axes: Axes, groups: list[Group], gap: float) -> None:
+def draw_time(axes: Axes, groups: list[Group], looks: dict[str, Style], gap: float) -> None:
     """The best test accuracy so far over training time; other processors than the first have dashed lines."""
     from matplotlib.ticker import LogLocator
 
@@ -212,7 +214,8 @@ def draw_time(axes: Axes, groups: list[Group], gap: float) -> None:
     ends = []
     machines = [machine(group.runs[0]) for group in groups]
     most = max(sorted(set(machines)), key=machines.count)
-    for group, style, where in zip(groups, styles(groups), machines, strict=True):
+    for group, where in zip(groups, machines, strict=True):
+        style = looks[group.short]
         epochs = min(len(run["history"]["epoch"]) for run in group.runs)
         mean, _ = band(np.array([best_so_far(run)[:epochs] for run in group.runs]))
         seconds = columns(group, "seconds").cumsum(1).mean(0)

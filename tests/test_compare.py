@@ -369,7 +369,7 @@ def test_an_experiment_has_one_colour() -> None:
     colours = [experiments.colour_of(name) for name in experiments.EXPERIMENTS]
     assert len(set(colours)) == len(colours) and not set(colours) & set(experiments.OTHER_COLOURS)
     assert experiments.colour_of("perceptron") == experiments.colour_of("perceptron")
-    first, second = (style["color"] for style in pictures.styles(grouped(invented(L2), invented(L2, lr=0.1))))
+    first, second = (style["color"] for style in pictures.styles(grouped(invented(L2), invented(L2, lr=0.1))).values())
     assert first == experiments.colour_of(L2) != second
     assert experiments.shade("#336699", 1) == "#FFFFFF" and experiments.shade("#336699", -1) == "#000000"
 
