@@ -37,7 +37,7 @@ from internals.runs import (
 from internals.speedups import read_scaling
 from internals.words import describe
 
-MODELSET = HERE / "modelset"
+MODELSET = HERE / "modelset" / "reference"
 
 # --- Table ------------------------------------------------------------------------------------
 

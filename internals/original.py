@@ -1,4 +1,4 @@
-"""The original's own runs, from modelset/original.json: to be laid beside ours."""
+"""The original's own runs, from modelset/reference/original.json: to be laid beside ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from internals.words import LATER
 
-FILE = Path(__file__).resolve().parent.parent / "modelset" / "original.json"
+FILE = Path(__file__).resolve().parent.parent / "modelset" / "reference" / "original.json"
 RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
 
 
