@@ -1,0 +1,146 @@
+"""comparison.png: the losses and accuracies of all runs, laid over each other.
+
+Made to be read at 830 pixels' width, which is what code hosts give a picture on a page.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from comparison.runs import Runs, names_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
+TEXT = {"font.size": 10, "legend.fontsize": 9.5}
+# Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), the yellow
+# darkened to be seen on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#857A00")
+GREY = "#BBBBBB"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The runs that differ by their seed alone: columns of `mean` and `deviation` are the history's, a row an epoch."""
+
+    name: str
+    colour: str
+    mean: pd.DataFrame
+    deviation: pd.DataFrame
+    seeds: int
+    smoothed: bool  # whether the training loss has label smoothing in it
+
+
+def curves_of(runs: Runs, over: str) -> tuple[list[Curve], int]:
+    """Each row's curves, the highest test accuracy at the end first, and how many have a colour of their own.
+
+    `over` is "epochs" or "seconds"; over seconds, runs on different machines are curves of their own.
+    """
+    machine = runs.table.apply(machine_text, axis=1)
+    runs = runs.part(runs.table.assign(machine=machine) if over == "seconds" else runs.table)
+    keys = runs.table["key"] + machine if over == "seconds" else runs.table["key"]
+    names, found = names_of(runs, keys), []
+    for key, group in runs.table[runs.table["epochs_trained"] > 0].groupby(keys, sort=False):
+        epochs = runs.part(group).epochs
+        # Of several machines' times, those of the one with the most runs.
+        timed = epochs["run"].map(machine) == machine[group.index].mode()[0]
+        seconds = epochs.groupby("run")["seconds"].cumsum().where(timed)
+        columns = ["train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"]
+        epochs = epochs.assign(seed=epochs["run"].map(group["seed"]), seconds=seconds)
+        by_seed = epochs.groupby(["epoch", "seed"])[columns].mean().groupby("epoch")
+        smoothed = bool(group.iloc[0].get("label_smoothing", 0))
+        complete = by_seed.size() == group["seed"].nunique()  # not the epochs that only some seeds were trained for
+        mean, deviation = by_seed.mean()[complete], by_seed.std().fillna(0)[complete]
+        found.append(Curve(names[key], GREY, mean, deviation, group["seed"].nunique(), smoothed))
+    found.sort(key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
+    coloured = [Curve(**vars(curve) | {"colour": colour}) for curve, colour in zip(found, COLOURS, strict=False)]
+    return [*coloured, *found[len(coloured) :]], len(coloured)
+
+
+def machine_text(row: pd.Series) -> str:
+    """As in "AMD EPYC, 2 threads" or "4 x NVIDIA A100 (DataParallel)"."""
+    if row["unfinished"]:
+        return ""
+    processes = f"{row['world_size']:.0f}"
+    if row["device"] != "cpu":
+        return f"{processes} x {row['device']} ({row['parallel']})" if row["parallel"] != "none" else row["device"]
+    several = f"{processes} processes of " * (processes != "1")
+    return f"{row['processor']}, {several}{row['threads']:.0f} thread{'s' * (row['threads'] > 1)}"
+
+
+def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
+    """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    curves, coloured = curves_of(runs, over)
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **TEXT}):
+        figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        for curve in reversed(curves):  # the best on top
+            draw_curve(loss, curve, "loss", over)
+            draw_curve(accuracy, curve, "accuracy", over)
+        smoothed = any(curve.smoothed for curve in curves[:coloured])
+        note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
+        x = "epoch" if over == "epochs" else "seconds of training (median epoch times epochs)"
+        loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
+        accuracy.set(xlabel=x, ylabel="accuracy (%)")
+        ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.3)
+            if max(ends) > 10 * min(ends):
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter("{x:g}")
+            elif over == "epochs":
+                axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.suptitle("full: test, pale and dashed: training, band: standard deviation over seeds", fontsize=10)
+        legend(figure, curves, coloured)
+    return figure
+
+
+def draw_curve(axes: object, curve: Curve, what: str, over: str) -> None:
+    """A run's test and training losses or accuracies; a mean training loss stands at the middle of its epoch."""
+    mean = curve.mean
+    ends = mean.index.to_numpy(float) if over == "epochs" else mean["seconds"].to_numpy()
+    middles = ends - np.diff(ends, prepend=0) / 2
+    marker = "o" if len(ends) == 1 else ""
+    faint = curve.colour == GREY
+    for kind, x in (("train", middles if what == "loss" else ends), ("test", ends)):
+        if faint and kind == "train":
+            continue
+        y, deviation = mean[f"{kind}_{what}"].to_numpy(), curve.deviation[f"{kind}_{what}"].to_numpy()
+        style = {"linestyle": "--", "linewidth": 1.2, "alpha": 0.55} if kind == "train" else {"linewidth": 1.8 - faint}
+        axes.plot(x, y, color=curve.colour, marker=marker, label=f"{curve.name}, {kind}", **style)
+        if curve.seeds > 1 and not faint:
+            axes.fill_between(x, y - deviation, y + deviation, color=curve.colour, alpha=0.15, linewidth=0)
+
+
+def legend(figure: Figure, curves: list[Curve], coloured: int) -> None:
+    """The coloured runs below the axes, best first, each with its test accuracy at the end; how many are grey."""
+    from matplotlib.lines import Line2D
+
+    handles, labels = [], []
+    for curve in curves[:coloured]:
+        handles.append(Line2D([], [], color=curve.colour, linewidth=2.5))
+        seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
+        label = f"{curve.mean['test_accuracy'].iloc[-1]:.2f} %  {curve.name}{seeds}"
+        labels.append(textwrap.fill(label, 100, subsequent_indent="    ").replace("$", r"\$"))
+    if coloured < len(curves):
+        handles.append(Line2D([], [], color=GREY))
+        labels.append(f"{len(curves) - coloured} more with a lower test accuracy at the end")
+    title = "test accuracy at the end"
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, title=title, alignment="left")
+
+
+def png(figure: Figure) -> bytes:
+    """The same bytes for the same figure: without the name and version of what drew it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    return content.getvalue()

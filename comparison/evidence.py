@@ -1,0 +1,79 @@
+"""Differences between runs with their errors. One rule everywhere: 95 %, two-sided, Student's t."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+from scipy.special import stdtrit
+
+from comparison.runs import values
+
+HOLDS, CONTRADICTED, PARTLY = "holds", "is contradicted", "holds in part"
+UNDECIDED, OPEN = "undecided", "can't be judged"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One line of the evidence for a conclusion."""
+
+    claim: str  # what should be positive
+    compared: str  # with what
+    difference: str  # with its error
+    seeds: str
+    verdict: str
+
+
+def pooled_variance(table: pd.DataFrame, model: str, column: str) -> tuple[float, int]:
+    """The variance of a column from seed to seed, pooled over all of the model's settings; its degrees of freedom."""
+    of_seeds = [values(group, column) for _, group in table[table["model"] == model].groupby("key")]
+    freedom = sum(len(one) - 1 for one in of_seeds if len(one) > 1)
+    return sum(one.var() * (len(one) - 1) for one in of_seeds if len(one) > 1) / (freedom or math.nan), freedom
+
+
+def difference(
+    table: pd.DataFrame, column: str, plus: list[pd.DataFrame], minus: list[pd.DataFrame], pairs: int = 1
+) -> tuple[float, float]:
+    """The means of `plus` less those of `minus`, and the half-width of their 95 % confidence interval.
+
+    Each is the runs of one setting; one may be in it twice. Welch and Satterthwaite's degrees of freedom where models
+    differ. `pairs` is the number of pairs of which these were chosen for their results (Bonferroni). NaN for the error
+    where no setting of a model has two seeds.
+    """
+    groups = {group["key"].iloc[0]: group for group in [*plus, *minus]}
+    value, shares = 0.0, {}
+    for group in groups.values():
+        weight = sum(one is group for one in plus) - sum(one is group for one in minus)
+        value += weight * values(group, column).mean()
+        model = group["model"].iloc[0]
+        shares[model] = shares.get(model, 0.0) + weight**2 / len(values(group, column))
+    pooled = {model: pooled_variance(table, model, column) for model in shares}
+    if not all(freedom for _, freedom in pooled.values()):
+        return value, math.nan
+    parts = [(pooled[model][0] * share, pooled[model][1]) for model, share in shares.items()]
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in parts) if total else 1
+    return value, interval(total, freedom, pairs)
+
+
+def interval(variance: float, freedom: float, pairs: int = 1) -> float:
+    """The half-width of the 95 % confidence interval of a mean with that variance."""
+    return float(stdtrit(freedom, 1 - 0.025 / pairs)) * math.sqrt(variance)
+
+
+def verdict(value: float, error: float) -> str:
+    """On the claim that `value` is positive; NaN for the error decides nothing."""
+    if math.isnan(error):
+        return OPEN
+    return UNDECIDED if abs(value) <= error else HOLDS if value > 0 else CONTRADICTED
+
+
+def combined(verdicts: list[str]) -> str:
+    """The verdict on a conclusion from those on its parts."""
+    decided = [one for one in verdicts if one != OPEN]
+    if not decided:
+        return OPEN
+    if HOLDS in decided:
+        return HOLDS if set(verdicts) == {HOLDS} else PARTLY
+    return UNDECIDED if UNDECIDED in decided else CONTRADICTED

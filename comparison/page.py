@@ -1,0 +1,66 @@
+"""comparison.html: the same curves to look into, in one file that needs neither network nor server."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from comparison.curves import COLOURS, Curve, curves_of
+from comparison.runs import Runs
+
+HELP = "full: test, dotted: training. A click on a run below hides it, a double click singles it out."
+
+
+def comparison_page(runs: Runs) -> bytes:
+    """Losses and accuracies of all runs, over epochs or seconds, linear or logarithmic; values under the pointer.
+
+    ModuleNotFoundError where plotly isn't installed.
+    """
+    from plotly.subplots import make_subplots
+
+    curves, _ = curves_of(runs, "epochs")
+    titles = ["loss (cross-entropy)", "accuracy (%)"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.06)
+    over: dict[str, list[np.ndarray]] = {"epoch": [], "seconds of training": []}  # each line's places
+    for number, curve in enumerate(curves):
+        add_lines(figure, curve, COLOURS[number % len(COLOURS)], over)
+    both = {axis: (axis, f"{axis}2") for axis in ("xaxis", "yaxis")}
+    menus = [
+        {name: [{"x": places}, {f"{axis}.title.text": name for axis in both["xaxis"]}] for name, places in over.items()},
+        *({f"{name}: {kind}": [{f"{axis}.type": kind for axis in axes}] for kind in ("linear", "log")}
+          for name, axes in (("across", both["xaxis"]), ("up", both["yaxis"]))),
+    ]  # fmt: skip
+    buttons = []
+    for number, menu in enumerate(menus):
+        method = "relayout" if number else "update"
+        choices = [{"label": label, "method": method, "args": arguments} for label, arguments in menu.items()]
+        place = {"x": 0.24 * number, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
+        buttons.append({"type": "buttons", "direction": "right", "buttons": choices, **place})
+    legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "traceorder": "normal"}
+    title = {"text": HELP, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
+    height, bottom = 560 + 20 * len(curves), 80 + 20 * len(curves)  # pixels
+    margin = {"t": 130, "b": bottom, "l": 60, "r": 30}
+    figure.update_layout(template="plotly_white", title=title, updatemenus=buttons, height=height, margin=margin)
+    figure.update_layout(legend=legend | {"y": -60 / (height - 130 - bottom)})
+    figure.update_xaxes(title_text="epoch")
+    return figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
+
+
+def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np.ndarray]]) -> None:
+    """A run's four lines, and to `over` their places: a mean training loss stands at the middle of its epoch."""
+    from plotly.graph_objects import Scatter
+
+    end = f"{curve.mean['test_accuracy'].iloc[-1]:.2f} %  {curve.name}"
+    ends = curve.mean.index.to_numpy(float), curve.mean["seconds"].to_numpy()
+    for column, what in enumerate(("loss", "accuracy"), 1):
+        for kind in ("test", "train"):
+            middle = 0.5 * (kind == "train" and what == "loss")
+            for places, x in zip(over.values(), ends, strict=True):
+                places.append(x - middle * np.diff(x, prepend=0))
+            name, digits = f"{kind}_{what}", 4 if what == "loss" else 2
+            around = f" ± %{{customdata:.{digits}f}}" * (curve.seeds > 1)
+            line = {"color": colour, "dash": "solid" if kind == "test" else "dot", "width": 2}
+            hover = f"{curve.name}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
+            shown = {"name": end, "legendgroup": end, "showlegend": name == "test_loss", "hovertemplate": hover}
+            mode = "lines+markers" if len(curve.mean) == 1 else "lines"
+            values = {"x": over["epoch"][-1], "y": curve.mean[name], "customdata": curve.deviation[name]}
+            figure.add_trace(Scatter(**values, **shown, line=line, mode=mode), 1, column)

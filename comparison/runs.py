@@ -1,0 +1,192 @@
+"""Saved runs, finished or in progress, as two tidy tables: one row per run, and one row per run and epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common import HISTORY, Settings, config_of, stated_settings
+from comparison.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_use
+from internals.files import UserError, read_torch
+
+FILES = ("loss.json", "checkpoint.pth")
+MACHINE = ("device", "processor", "threads", "parallel", "world_size")  # what times depend on
+RESULTS = ("final_test_accuracy", "best_test_accuracy", "best_epoch", "parameters", "train_seconds", "images_per_second")
+OPTIONAL = ("total_seconds", "mirrored_test_accuracy", "best_epoch_chosen_on")  # results that not every run has
+
+
+@dataclass(frozen=True)
+class Runs:
+    """`table` has a row per run, indexed by number, the best first: settings, data, machine, results and `key`, which
+    runs share that differ by their seed alone. `epochs` has a row per run and epoch: `run`, and loss.json's history.
+    """
+
+    table: pd.DataFrame
+    epochs: pd.DataFrame
+    settings: list[str]  # the columns of `table` that are settings
+
+    def part(self, table: pd.DataFrame) -> Runs:
+        """The runs in `table`, a part of this one's."""
+        return Runs(table, self.epochs[self.epochs["run"].isin(table.index)], self.settings)
+
+
+def read_runs(paths: list[Path]) -> Runs:
+    """All runs in these folders and files; a file that is none of ours is a warning, UserError if there is no other."""
+    rows, epochs, settings = [], [], {}
+    for path in find_runs(paths):
+        try:
+            config, row, history = read_run(path)
+        except UserError as error:
+            if path.exists():  # otherwise the run has ended this moment
+                print(f"warning: skipped: {error}", file=sys.stderr)
+            continue
+        epochs.append(history.assign(run=len(rows)))
+        rows.append(config | row)
+        settings |= config
+    if not rows:
+        raise UserError(f"no loss.json to compare in {', '.join(map(str, paths))}")
+    table = pd.DataFrame(rows)
+    last = table.groupby("key")["test_accuracy"].transform("mean").sort_values(ascending=False, kind="stable")
+    return Runs(table.loc[last.index], pd.concat(epochs, ignore_index=True), list(settings))
+
+
+def find_runs(paths: list[Path]) -> list[Path]:
+    """Each run's loss.json or, of one in progress, checkpoint.pth.
+
+    A folder with one of them is that run alone, any other is everything beneath it. UserError for a path that isn't.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        files = [path] if path.is_file() else [file for file in (path / name for name in FILES) if file.is_file()]
+        files = files or sorted(file for name in FILES for file in path.rglob(name))
+        found |= dict.fromkeys(files if path.is_file() else (newest(file.parent) for file in files))
+    return list(found)
+
+
+def newest(folder: Path) -> Path:
+    """The folder's checkpoint.pth if it is newer than its results: a run that has ended removes its own."""
+    files = [folder / name for name in FILES if (folder / name).is_file()]
+    return max(files, key=lambda file: file.stat().st_mtime)
+
+
+def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataFrame]:
+    """The settings, the other columns and the history of a run, finished (loss.json) or not (checkpoint.pth).
+
+    A run in progress is not disturbed. UserError if the file is damaged or another one.
+    """
+    finished = path.suffix == ".json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8")) if finished else read_torch(path)
+        history, dataset = pd.DataFrame(run["history"])[list(run["history"])], run["dataset"]
+        history = history[[*HISTORY, *history.columns.difference(HISTORY)]].astype(float)
+        if not np.isfinite(history.to_numpy()).all() or finished > len(history):
+            raise ValueError("it has no epochs, or other things than finite numbers in its columns")
+        config = with_defaults(str(run["experiment"]), dict(run["config"]))
+        row = {"experiment": str(run["experiment"]), "folder": str(path.parent), "unfinished": not finished}
+        row |= {"reference": REFERENCE in path.resolve().parents, "dataset": str(dataset["name"])}
+        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"]}
+        if finished:
+            row |= {name: float(run["result"][name]) for name in RESULTS}
+            row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
+            row |= {name: run["environment"][name] for name in MACHINE}
+        key = [row["experiment"], settings_in_use(config), data_key(dataset), row["unfinished"], row["reference"]]
+        row |= {"key": json.dumps(key, sort_keys=True), **last_epoch(history, config)}
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is no file of these scripts ({type(error).__name__}: {error})") from error
+    return config, row, history
+
+
+def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, float]:
+    """What follows from a history, whose `seconds` become steady ones: NaN where there are no epochs yet."""
+    history["seconds"] = steady_seconds(history["seconds"], config)
+    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+    last = {name: history[name].iloc[-1] if len(history) else math.nan for name in names}
+    best = history["test_accuracy"].max()
+    best_epoch = history["epoch"][history["test_accuracy"] == best].min()
+    gap = last["train_accuracy"] - last["test_accuracy"]
+    return {"epochs_trained": len(history), **last, "gap": gap, "seconds": history["seconds"].sum()} | {
+        "best_on_test": best, "best_epoch_on_test": best_epoch,
+    }  # fmt: skip
+
+
+def steady_seconds(seconds: pd.Series, config: dict[str, object]) -> pd.Series:
+    """Each epoch's training time as the median of those with images of its size.
+
+    An epoch that other work on the machine slowed down would count in a sum; in the median it doesn't.
+    """
+    parts = str(config.get("resolutions", "")).count(",") + 1
+    part = np.arange(len(seconds)) * parts // int(config["epochs"])
+    return seconds.groupby(part).transform("median")
+
+
+def with_defaults(experiment: str, config: dict[str, object]) -> dict[str, object]:
+    """A run's settings, with the default of those that came later."""
+    try:
+        stated = stated_settings(experiment)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        stated = None
+    if stated is None:
+        return config
+    required = [field.name for field in dataclasses.fields(Settings) if field.default is dataclasses.MISSING]
+    plain = Settings(**{name: getattr(stated, name) for name in required if name != "options"})
+    return config_of(plain) | config
+
+
+def config_of_row(runs: Runs, row: pd.Series) -> dict[str, object]:
+    """The settings of a run, as in its loss.json."""
+    return {name: row[name] for name in runs.settings if name in row and row[name] == row[name]}  # NaN: other models'
+
+
+def values(runs: pd.DataFrame, name: str) -> pd.Series:
+    """A column's value for each seed of a row's runs: a seed that was trained several times counts once, by its mean."""
+    return runs.groupby("seed")[name].mean().dropna()
+
+
+def names_of(runs: Runs, keys: pd.Series) -> dict[str, str]:
+    """A short name for each key: the model, and the settings in which it differs from most of the others of its model.
+
+    A setting that is 0 or off is named only if most of the others have it on.
+    """
+    first = runs.table.groupby(keys, sort=False).first()
+    names = {}
+    for _, rows in first.groupby("model"):
+        columns = [name for name in [*runs.settings, "machine"] if name in rows and name not in ("model", *NOT_COMPARED)]
+        for key, row in rows.iterrows():
+            parts = [setting_text(name, row[name]) for name in columns if not is_usual(rows[name], row[name])]
+            names[key] = ", ".join([str(row["model"]), *parts])
+    for extra in ("experiment", "reference", "unfinished"):  # what tells runs of the same settings apart
+        more = {key: value.replace("True", extra).replace("False", "") for key, value in first[extra].map(str).items()}
+        alike = [list(names.values()).count(name) > 1 for name in names.values()]
+        names = {key: f"{name}, {more[key]}" if same and more[key] else name
+                 for (key, name), same in zip(names.items(), alike, strict=True)}  # fmt: skip
+    return names
+
+
+def is_usual(column: pd.Series, value: object) -> bool:
+    """Whether a name can leave this value of its column out."""
+    counts = column.map(str).value_counts()
+    if len(counts) == 1 or counts.iloc[0] > counts.iloc[1] and counts.iloc[0] * 2 >= len(column):
+        return str(value) == counts.index[0]
+    return not value or value != value  # off, or of a setting that only other runs have
+
+
+def setting_text(name: str, value: object) -> str:
+    """As in "50 epochs", "lr 0.01", "augment" or "no augment"."""
+    if name == "machine":
+        return str(value)
+    if str(value) in ("True", "False"):
+        return "no " * (not value) + name.replace("_", " ")
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{text} epochs" if name == "epochs" else f"{name.replace('_', ' ')} {text}"
