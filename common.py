@@ -28,6 +28,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comparison.reference import standing
 from internals.arguments import checked, kind_of, settings_parser
 from internals.cifar10 import DATA_DIR, Data, dataset_record, hold_out, load_data
 from internals.execution import (
@@ -41,7 +42,6 @@ from internals.execution import (
 )
 from internals.files import UserError, WrongOption, opened, read_torch, write_file, write_torch
 from internals.loss_plot import draw_losses, finer_losses
-from internals.original import original_text
 from internals.output import make_output_last, progress_bar
 from internals.processes import from_rank_0, leave_processes, total
 from internals.words import LATER, describe, describe_epoch, describe_result, differences
@@ -650,9 +650,8 @@ def write_results(run: Run, record: dict, best_model: dict[str, Tensor]) -> None
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
     write_file(folder / "loss.png", picture)
     (folder / "checkpoint.pth").unlink()
-    result, original = record["result"], original_text(record["config"])
-    beside = f" (the original: {original})" if original and record["dataset"]["name"] == "cifar10" else ""
-    print(f"{describe_result(result)}{beside}; {result['train_seconds']:.1f} s of training; results in {folder}")
+    result = record["result"]
+    print(f"{describe_result(result)}; {result['train_seconds']:.1f} s of training; results in {folder}{standing(record)}")
 
 
 # --- A run ------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def main() -> None:
             print("no runs of your own in modelset/ yet: these are the reference results")
         runs = read_runs(arguments.paths or own or [REFERENCE])
         if arguments.csv:
-            write(arguments.csv, runs.table.drop(columns="key").to_csv(index=False).encode())
+            write(arguments.csv, runs.table.drop(columns="key").convert_dtypes().to_csv(index=False).encode())
         arguments.output.mkdir(parents=True, exist_ok=True)
         data = runs.table[["dataset", "train_images", "test_images"]].apply(tuple, axis=1)
         for number, (one, table) in enumerate(runs.table.groupby(data, sort=False)):

@@ -167,10 +167,9 @@ def names_of(runs: Runs, keys: pd.Series) -> dict[str, str]:
             parts = [setting_text(name, row[name]) for name in columns if not is_usual(rows[name], row[name])]
             names[key] = ", ".join([str(row["model"]), *parts])
     for extra in ("experiment", "reference", "unfinished"):  # what tells runs of the same settings apart
-        more = {key: value.replace("True", extra).replace("False", "") for key, value in first[extra].map(str).items()}
-        alike = [list(names.values()).count(name) > 1 for name in names.values()]
-        names = {key: f"{name}, {more[key]}" if same and more[key] else name
-                 for (key, name), same in zip(names.items(), alike, strict=True)}  # fmt: skip
+        if len(set(names.values())) < len(names) and first[extra].nunique() > 1:
+            texts = first[extra].map(str).replace({"True": extra, "False": ""})
+            names = {key: ", ".join(filter(None, [name, texts[key]])) for key, name in names.items()}
     return names
 
 

@@ -11,6 +11,7 @@ from comparison.reference import NOT_COMPARED, mean_text, original_accuracy, ref
 from comparison.runs import Runs, config_of_row, names_of, setting_text, values
 
 AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
+LOSSES = ["train loss", "test loss"]
 
 
 def common_settings(runs: Runs) -> tuple[list[str], list[str]]:
@@ -89,15 +90,16 @@ def setting_value(value: object) -> str:
 def text_table(table: pd.DataFrame, settings: list[str]) -> str:
     """The table within the terminal's width, 100 columns where there is none.
 
-    Names are broken. What still doesn't fit is left out, first the columns of the `settings`, which the names say, too.
+    What doesn't fit is left out, first the columns of the `settings`, which the names say, too; then names are broken.
     """
-    width = shutil.get_terminal_size((100, 24)).columns
-    for more in ([], [name.replace("_", " ") for name in settings], ["mirrored %", "seconds"]):
-        table = table.drop(columns=more, errors="ignore")
+    width, longest = shutil.get_terminal_size((100, 24)).columns, table["run"].map(len).max()
+    heads = [name.replace("_", " ") for name in settings]
+    for left_out, least in (([], longest), (heads, longest), (heads, 20), (["mirrored %", "seconds"], 20), (LOSSES, 0)):
+        table = table.drop(columns=left_out, errors="ignore")
         cells = [max(*map(len, head.split()), *table[head].map(len)) for head in table.columns[1:]]
         room = width - sum(cells) - 2 * len(cells)
-        if room >= min(20, table["run"].map(len).max()):
+        if room >= min(least, longest):
             break
     lines, aligned = [list(table.columns), *table.values.tolist()], ["left", *["right"] * len(cells)]
-    return tabulate(lines, tablefmt="plain", disable_numparse=True, maxcolwidths=[max(room, 16), *cells],
+    return tabulate(lines, tablefmt="plain", disable_numparse=True, maxcolwidths=[max(room, 14), *cells],
                     colalign=aligned, rowalign=["bottom", *["top"] * len(table)], break_long_words=False)  # fmt: skip

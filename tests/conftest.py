@@ -70,6 +70,7 @@ def copied(tmp_path: Path) -> Path:
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shutil.copytree(ROOT / "internals", folder / "internals", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "comparison", folder / "comparison", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -123,7 +124,7 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -
 
         cifar10.DATA_DIR = Path(env["CIFAR10_DIR"])
     else:  # a copy, which has its own common.py
-        for name in [name for name in sys.modules if name.split(".")[0] in ("common", "internals")]:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("common", "comparison", "internals")]:
             del sys.modules[name]
         sys.path[:] = [str(script.parent), *(path for path in sys.path if path != str(ROOT))]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,63 +1,26 @@
-"""compare_results.py on runs that the tests train, and on invented ones where the verdicts are known."""
+"""compare_results.py on runs that the tests train, and on invented ones whose figures are known."""
 
-import copy
 import json
+import math
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import matplotlib.image
-import numpy as np
+import matplotlib.colors
 import pytest
 from conftest import ROOT, wait_for
 
 import compare_results
 from common import config_of
-from internals import experiments, pictures
-from internals.conclusions import judge_all
-from internals.files import UserError, write_torch
-from internals.original import original_run, original_text
-from internals.runs import group_runs, read_run
-from internals.speedups import read_scaling
-
-
-def invented(experiment: str, best: float = 60, gap: float = 10, seconds: float = 10, **changes: object) -> dict:
-    """A run's loss.json over three epochs, with `best` test accuracy in the last."""
-    environment = {"device": "cpu", "torch": "2.9", "precision": "fp32", "parallel": "none", "world_size": 1}
-    environment |= {key: changes.pop(key) for key in (*environment, "processor", "threads") if key in changes}
-    dataset = {"name": changes.pop("dataset", "cifar10"), "source": "x", "train_images": 50000, "test_images": 10000}
-    result = {"final_test_accuracy": best, "best_test_accuracy": best, "best_epoch": 3, "parameters": 62006}
-    result |= {"train_seconds": 3 * seconds, "images_per_second": 50000 / seconds}
-    for name in ("total_seconds", "mirrored_test_accuracy"):
-        result |= {name: changes.pop(name)} if name in changes else {}
-    config = config_of(__import__(experiment).SETTINGS) | changes
-    history = {
-        "epoch": [1, 2, 3],
-        "train_loss": [2.0, 1.5, 1.2],
-        "train_accuracy": [best - 20, best - 10, best + gap],
-        "test_loss": [2.1, 1.6, 1.4],
-        "test_accuracy": [best - 20, best - 10, best],
-        "learning_rate": [config["lr"]] * 3,
-        "seconds": [seconds] * 3,
-    }
-    head = {"experiment": experiment, "config": config, "dataset": dataset, "environment": environment}
-    return {**head, "history": history, "steps": {"epoch": [1, 2, 3], "train_loss": [2, 1.5, 1.2]}, "result": result}
-
-
-def with_validation(run: dict) -> dict:
-    """The same run with 5,000 validation images, by which its second epoch is the best."""
-    run = copy.deepcopy(run)
-    run["config"]["validation_images"] = 5000
-    run["history"] |= {"validation_loss": [2.1, 1.5, 1.6], "validation_accuracy": [30.0, 55.0, 54.0]}
-    run["result"] |= {"best_epoch_chosen_on": "validation", "best_epoch": 2}
-    run["result"]["best_test_accuracy"] = run["history"]["test_accuracy"][1]
-    return run
-
+from comparison import conclusions, curves, evidence, page, reference, reference_page, table
+from comparison.evidence import CONTRADICTED, HOLDS, OPEN, PARTLY, UNDECIDED
+from comparison.runs import names_of, read_runs
+from internals.files import write_torch
 
 BASELINE, LENET, L2, DROPOUT, RESNET = (
     "original_version_model",
@@ -68,16 +31,66 @@ BASELINE, LENET, L2, DROPOUT, RESNET = (
 )
 
 
-def grouped(*runs: dict) -> list:
-    return group_runs({Path(f"run{i}/loss.json"): run for i, run in enumerate(runs)})
+def invented(experiment: str, best: float = 60, gap: float = 10, seconds: float = 10, **changes: object) -> dict:
+    """A run's loss.json with `best` test accuracy in the last of five epochs."""
+    environment = {"device": "cpu", "processor": "EPYC", "threads": 2, "parallel": "none", "world_size": 1}
+    environment |= {"torch": "2.9", "precision": "fp32"}
+    environment |= {key: changes.pop(key) for key in environment if key in changes}
+    dataset = {"name": changes.pop("dataset", "cifar10"), "source": changes.pop("source", "image folder")}
+    dataset |= {name: changes.pop(name, count) for name, count in (("train_images", 50000), ("test_images", 10000))}
+    result = {"final_test_accuracy": best, "best_test_accuracy": best, "best_epoch": 5, "parameters": 62006}
+    result |= {"best_epoch_chosen_on": "test", "train_seconds": 5 * seconds, "total_seconds": None}
+    result |= {"images_per_second": 50000 / seconds}
+    config = config_of(__import__(experiment).SETTINGS) | {"epochs": 5} | changes
+    history = {
+        "epoch": [1, 2, 3, 4, 5],
+        "train_loss": [2.0, 1.5, 1.3, 1.2, 1.1],
+        "train_accuracy": [best - 20, best - 10, best, best, best + gap],
+        "test_loss": [2.1, 1.6, 1.5, 1.4, 1.3],
+        "test_accuracy": [best - 20, best - 10, best - 3, best - 2, best],
+        "learning_rate": [config["lr"]] * 5,
+        "seconds": [seconds] * 5,
+    }
+    head = {"experiment": experiment, "config": config, "dataset": dataset, "environment": environment}
+    return {**head, "history": history, "steps": {"epoch": [1], "train_loss": [2]}, "result": result}
 
 
-def verdicts(*runs: dict, measured: tuple = ()) -> list[tuple[str, str]]:
-    return [(judged.verdict, judged.evidence) for judged in judge_all(grouped(*runs), list(measured))]
+def put(folder: Path, *runs: dict) -> Path:
+    """Each run's loss.json in a folder of its own beneath `folder`."""
+    for run in runs:
+        own = folder / f"run{len(list(folder.glob('*')))}"
+        own.mkdir(parents=True)
+        (own / "loss.json").write_text(json.dumps(run))
+    return folder
 
 
-def seeds(experiment: str, gaps: tuple[float, ...], **changes: object) -> list[dict]:
-    return [invented(experiment, gap=gap, seed=seed, **changes) for seed, gap in enumerate(gaps)]
+@pytest.fixture
+def tables(tmp_path: Path):
+    """The tables of invented runs."""
+    folders = iter(range(100))
+    return lambda *runs: read_runs([put(tmp_path / f"of{next(folders)}", *runs)])
+
+
+@pytest.fixture
+def compare(tmp_path: Path, monkeypatch, capsys):
+    """The command with these arguments in an empty folder: its exit code, its output and its errors."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def compare(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["compare_results.py", *map(str, arguments)])
+        code = 0
+        try:
+            compare_results.main()
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    return compare
+
+
+def rows_of(runs, **options: object) -> list[dict[str, str]]:
+    return table.table_rows(runs, **options).to_dict("records")
 
 
 def three(experiment: str, best: float, **changes: object) -> list[dict]:
@@ -85,235 +98,196 @@ def three(experiment: str, best: float, **changes: object) -> list[dict]:
     return [invented(experiment, best=best + off, seed=seed, **changes) for seed, off in enumerate((-0.5, 0, 0.5))]
 
 
-def put(modelset: Path, name: str, run: dict) -> None:
-    (modelset / name).mkdir(parents=True)
-    (modelset / name / "loss.json").write_text(json.dumps(run))
+# --- The command
 
 
-@pytest.fixture
-def modelset(tmp_path: Path, monkeypatch) -> Path:
-    """An empty folder that is compare_results.py's modelset/, and another one that is current."""
-    folder, elsewhere = tmp_path / "modelset", tmp_path / "elsewhere"
-    folder.mkdir()
-    elsewhere.mkdir()
-    monkeypatch.setattr(compare_results, "MODELSET", folder)
-    monkeypatch.chdir(elsewhere)
-    return folder
-
-
-@pytest.fixture
-def compare(modelset: Path, monkeypatch, capsys):
-    """The command with these arguments: its exit code, its output and its errors."""
-
-    def compare(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["compare_results.py", *map(str, arguments)])
-        code = 0
-        try:
-            compare_results.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return compare
-
-
-# --- The command, its table, its pictures and its page
-
-
-def test_trained_runs_are_compared(run, copied: Path) -> None:
-    out = copied / "modelset"
-    for seed in (0, 1):
-        options = ("--epochs", 2, "--seed", seed, "--output", out / "L" / f"seed={seed}")
-        assert run("original_version_model", *options).code == 0
-    assert run("resnet_model", "--epochs", 1, "--width", 4, "--output", out / "A").code == 0
-    options = ("--epochs", 1, "--batch-size", 500, "--dataset", "synthetic", "--output", out / "S")
-    assert run("original_version_model", *options).code == 0
-    done = run(copied / "compare_results.py", "--epochs-to", 5)
-    assert done.code == 0, done.err
-    assert done.err == ""
-    lines = done.out.splitlines()
-    cells = next(line.split() for line in lines if line.startswith("original_version_model  "))
-    assert cells[1:3] == ["epochs=2", "2"] and "±" in cells  # two seeds, one row
-    assert ["resnet_model", "width=4,epochs=1"] in [line.split()[:2] for line in lines]
-    synthetic = next(i for i, line in enumerate(lines) if line.startswith("SYNTHETIC"))
-    assert "original_version_model" in "\n".join(lines[synthetic:]) and "resnet" not in "\n".join(lines[synthetic:])
-    for name in ("comparison.png", "curves.png", "curves-synthetic.png"):
-        assert matplotlib.image.imread(out / name).shape[1] == 1660, name
-    readme = (out / "README.md").read_text()
-    for link in ("comparison.png", "curves.png", "L/seed=0/loss.png", "L/seed=1/loss.png", "A/loss.png"):
-        assert f"({link})" in readme or f"(<{link}>)" in readme, link
-        assert (out / link).is_file()
-    # In the order of the README's table, each run's picture folded away; nothing of the stand-in, which git ignores.
-    assert readme.index("### original_version_model") < readme.index("### resnet_model")
-    assert readme.count("<details><summary>") == readme.count("</details>") == 3
-    assert "S/loss.png" not in readme and "ynthetic" not in readme
-    assert len(re.findall(r"^\d\. .*: \*\*.+\*\*", readme, re.MULTILINE)) == 4
-    before = {name: (out / name).read_bytes() for name in ("README.md", "comparison.png", "curves.png")}
-    assert run(copied / "compare_results.py").code == 0
-    assert before == {name: (out / name).read_bytes() for name in before}
-
-
-def test_a_part_leaves_the_page_of_all_runs_alone(compare, modelset: Path, tmp_path: Path) -> None:
-    put(modelset, "a", invented(LENET))
-    put(modelset, "b/c", invented(L2))
-    put(modelset, "d", invented(DROPOUT))
-    before = sorted(modelset.rglob("*"))
-    code, out, err = compare(modelset / "a" / "loss.json", modelset / "b")
+def test_two_runs_that_differ_by_dropout(compare, tmp_path: Path) -> None:
+    first, second = put(tmp_path / "L", invented(LENET, best=65)), put(tmp_path / "D", invented(DROPOUT, best=62, gap=2))
+    code, out, err = compare(first, second)
     assert (code, err) == (0, "")
-    assert LENET in out and L2 in out and DROPOUT not in out.split("1. ")[0]
-    assert sorted(modelset.rglob("*")) == before
-    assert {path.name for path in Path().iterdir()} == {"comparison.png", "curves.png"}
-    assert compare(modelset / "a", "--output", tmp_path / "new" / "folder")[0] == 0
-    assert (tmp_path / "new" / "folder" / "curves.png").is_file()
-    code, _, _ = compare(modelset / "a", "--output", modelset)
-    assert str(code).startswith("error: ") and sorted(modelset.rglob("*")) == before
-    os.chdir(modelset)
-    assert "--output" in str(compare("a")[0]) and sorted(modelset.rglob("*")) == before
-    assert compare(modelset)[0] == 0  # that is everything
-    assert (modelset / "README.md").is_file()
+    head, heads, *_ = out.strip().split("\n\n")
+    assert head.startswith("cifar10, 50,000 training and 10,000 test images; all runs: LeNet, lr 0.001, momentum 0.95")
+    assert "dropout" not in head and re.match(r"run +dropout +epochs", heads)
+    lines = [line.split() for line in heads.splitlines()[-2:]]
+    assert lines[0][:3] == ["LeNet", "0", "5"] and lines[1][:5] == ["LeNet,", "dropout", "0.5", "0.5", "5"]
+    assert lines[0][5:] == ["65.00", "65.00", "(5)", "10.00", "50"]
+    assert {path.name for path in Path().iterdir()} == {"comparison.png", "comparison.html"}
+    assert "holds" not in out and "1. The" not in out, "no conclusions among somebody's own runs"
 
 
-def test_mean_and_deviation_of_seeds() -> None:
+@pytest.mark.parametrize("columns", [70, 80, 100, 240])
+def test_the_table_fits_the_terminal(compare, tmp_path: Path, monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    runs = [*three(LENET, 60, lr=0.1234, momentum=0.5), *three(DROPOUT, 50, batch_size=64), invented(RESNET, width=16)]
+    _, out, _ = compare(put(tmp_path / "runs", *runs))
+    lines = out.split("\n\n")[1].splitlines()
+    assert max(map(len, lines)) <= columns
+    assert ("schedule" in lines[0]) == (columns == 240)  # as a column; the names say the settings otherwise
+
+
+def test_sixty_runs_of_a_sweep(compare, tmp_path: Path) -> None:
+    runs = [invented(LENET, best=40 + i / 4, lr=0.001 * i, momentum=m) for i in range(1, 31) for m in (0.5, 0.9)]
+    code, out, err = compare(put(tmp_path / "sweep", *runs))
+    assert (code, err) == (0, "") and "of more than 8 runs" in out
+    assert len(set(re.findall(r"^LeNet, lr [\d.]+, momentum [\d.]+", out, re.MULTILINE))) == 60
+
+
+def test_csv_has_a_row_for_each_run(compare, tmp_path: Path) -> None:
+    import csv
+
+    runs = [*three(LENET, 60), invented(RESNET, best=90)]
+    assert compare(put(tmp_path / "runs", *runs), "--csv", "all.csv")[0] == 0
+    rows = list(csv.DictReader(Path("all.csv").open()))
+    assert [float(row["test_accuracy"]) for row in rows] == [90, 59.5, 60, 60.5]
+    assert rows[0]["width"] == "64" and rows[1]["width"] == "" and rows[1]["dropout"] == "0"
+
+
+def test_a_folder_with_a_run_is_that_run_and_any_other_is_all_beneath_it(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "b", invented(LENET), invented(L2))
+    assert len(read_runs([tmp_path / "a"]).table) == 2
+    (tmp_path / "a" / "loss.json").write_text(json.dumps(invented(DROPOUT)))
+    (only,) = read_runs([tmp_path / "a"]).table["experiment"]
+    assert only == DROPOUT
+    assert len(read_runs([tmp_path / "a", tmp_path / "a" / "b"]).table) == 3
+    assert len(read_runs([tmp_path / "a", tmp_path / "a" / "loss.json"]).table) == 1
+
+
+def test_each_data_set_has_a_table_and_files_of_its_own(compare, tmp_path: Path) -> None:
+    runs = [invented(LENET), invented(L2, dataset="synthetic"), invented(DROPOUT, train_images=45000)]
+    code, out, _ = compare(put(tmp_path / "runs", *runs))
+    assert code == 0 and out.count("training and 10,000 test images") == 3
+    assert "synthetic (says nothing about CIFAR-10)" in out
+    assert {path.suffix for path in Path().iterdir()} == {".png", ".html"} and len(list(Path().iterdir())) == 6
+
+
+def test_when_an_accuracy_was_first_reached(tables) -> None:
+    runs = tables(invented(LENET), invented(LENET, best=62, seed=1), invented(L2, best=30), invented(DROPOUT))
+    column = {row["run"]: row["57 % in epoch"] for row in rows_of(runs, epochs_to=57)}
+    assert column["LeNet"] == "3 (30 s)" and column["LeNet, weight decay 0.0001"] == "never"
+
+
+def test_without_plotly_the_picture_is_there(compare, tmp_path: Path, monkeypatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "plotly"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    code, out, err = compare(put(tmp_path / "runs", invented(LENET)))
+    assert (code, err) == (0, "") and "pip install plotly" in out
+    assert [path.name for path in Path().iterdir()] == ["comparison.png"]
+
+
+def test_where_nothing_can_be_written(compare, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = compare(put(tmp_path / "runs", invented(LENET)), "--output", tmp_path / "file" / "x")
+    assert re.fullmatch(r"error: .*file/x can't be written: .*", str(code)) and err == ""
+    assert compare(tmp_path / "runs", "--output", tmp_path / "new" / "folder")[0] == 0
+    assert (tmp_path / "new" / "folder" / "comparison.png").is_file()
+
+
+# --- Rows, their names and their figures
+
+
+def test_mean_and_deviation_of_seeds(tables) -> None:
     runs = [invented(LENET, best=best, seed=seed) for seed, best in enumerate((60, 61, 65))]
-    (group,) = grouped(*runs)
-    assert group.show("best_test_accuracy") == "62.00 ± 2.65"
-    assert group.changes == {}
-    # A seed that was trained twice is no further one.
-    (group,) = grouped(*runs, invented(LENET, best=60, seed=0, processor="another"))
-    assert group.seeds == 3 and group.show("best_test_accuracy") == "62.00 ± 2.65"
-    mean, deviation = pictures.band(pictures.columns(group, "test_accuracy"))
-    assert mean[-1] == 62 and round(deviation[-1], 2) == 2.65
+    (row,) = rows_of(tables(*runs))
+    assert (row["test accuracy %"], row["seeds"]) == ("62.00 ± 2.65", "3")
+    (row,) = rows_of(tables(*runs, invented(LENET, best=60, seed=0, processor="another")))
+    assert (row["test accuracy %"], row["seeds"]) == ("62.00 ± 2.65", "3"), "a seed that was trained twice counts once"
 
 
-def test_runs_on_other_devices_or_data_are_no_seeds_of_one_another() -> None:
-    others = [invented(LENET, seed=1, device="gpu"), invented(LENET, seed=2, dataset="synthetic")]
-    others.append(invented(LENET, seed=3, parallel="DistributedDataParallel", world_size=2))
-    assert len(grouped(invented(LENET), *others)) == 4
+def test_accuracies_pool_over_machines_and_sources_and_times_do_not(tables) -> None:
+    two = {"parallel": "DistributedDataParallel", "world_size": 2}
+    runs = [
+        invented(LENET, 60), invented(LENET, 61, seed=1, device="H100", seconds=1), invented(LENET, 62, seed=2, **two),
+        invented(LENET, 63, seed=3, precision="bf16"), invented(LENET, 64, seed=4, source="official files", seconds=30),
+    ]  # fmt: skip
+    (row,) = rows_of(tables(*runs))
+    assert row["test accuracy %"] == "62.00 ± 1.58" and row["seconds"] == "5 to 150"
+    over_seconds, _ = curves.curves_of(tables(*runs), "seconds")
+    assert sorted(curve.mean["seconds"].iloc[-1] for curve in over_seconds) == [5, 50, pytest.approx(250 / 3)], "the same machine's have a mean"
 
 
-def test_accuracies_compare_across_machines_and_times_do_not() -> None:
-    here = [invented(LENET, best=60 + seed, seconds=10, seed=seed, processor="A") for seed in (1, 2)]
-    there = invented(LENET, best=63, seconds=100, seed=3, processor="B")
-    older = [invented(LENET, best=64, seconds=1000, seed=seed) for seed in (4, 5, 6)]  # processor not recorded
-    (group,) = grouped(there, *older, *here)
-    cells = compare_results.table_row(group)
-    assert cells["last epoch %"] == "63.00 ± 1.26" and cells["seeds"] == "6"
-    assert cells["s/epoch"] == "10.0 ± 0.0 (2 of 6 runs)" and cells["images/s"] == "5000 ± 0"
-    assert cells["device"] == "A, 1 thread; B, 1 thread; cpu, 1 thread"
-    (group,) = grouped(there, *older, *here, invented(LENET, seconds=6, seed=7, processor="A", threads=2))
-    assert compare_results.table_row(group)["s/epoch"] == "6.0 (1 of 7 runs)"  # of the most threads
+def test_runs_of_other_settings_are_rows_of_their_own(tables) -> None:
+    names = [row["run"] for row in rows_of(tables(invented(LENET), invented(LENET, epochs=6), invented(L2)))]
+    assert sorted(names) == ["LeNet", "LeNet, 6 epochs", "LeNet, weight decay 0.0001"]
+    names = [row["run"] for row in rows_of(tables(invented(LENET, lr=0.1), invented(LENET, lr=0.2)))]
+    assert sorted(names) == ["LeNet, lr 0.1", "LeNet, lr 0.2"]
+    augmented = [invented(LENET, augment=True, lr=lr) for lr in (0.1, 0.2, 0.3)]
+    names = [row["run"] for row in rows_of(tables(*augmented, invented(LENET, lr=0.4)))]
+    assert "LeNet, lr 0.1" in names and "LeNet, lr 0.4, no augment" in names
+
+
+def test_scripts_that_do_the_same_are_told_apart(tables) -> None:
+    own = invented(LENET) | {"experiment": "perceptron"}
+    runs = tables(invented(LENET), own)
+    assert set(names_of(runs, runs.table["key"]).values()) == {f"LeNet, {LENET}", "LeNet, perceptron"}
+
+
+def test_a_setting_that_a_file_does_not_name_has_its_default(tables) -> None:
+    older, newer = invented(RESNET), invented(RESNET, seed=1)
+    del older["config"]["width"], older["config"]["nesterov"]
+    assert len(rows_of(tables(older, newer))) == 1
+    assert len(rows_of(tables(older, invented(RESNET, seed=1, width=32)))) == 2
+    # Those of augmentation do nothing without it.
+    assert len(rows_of(tables(invented(LENET), invented(LENET, seed=1, flips="alternating")))) == 1
+
+
+def test_an_epoch_that_other_work_slowed_down_does_not_count(tables) -> None:
+    slow = invented(LENET)
+    slow["history"]["seconds"][0] = 1000
+    assert rows_of(tables(slow))[0]["seconds"] == "50"
+
+
+# --- Own runs beside the reference's and the original's
 
 
 def test_the_original_beside_us() -> None:
-    fifty = original_run(config_of(__import__(LENET).SETTINGS) | {"epochs": 50, "seed": 7})
+    fifty = reference.original_run(config_of(__import__(LENET).SETTINGS) | {"epochs": 50, "seed": 7})
     assert (fifty["last"], fifty["best"], fifty["best_epoch"], fifty["total_seconds"]) == (64.99, 64.99, 50, 259)
-    stated = [original_text(config_of(__import__(name).SETTINGS)) for name in (BASELINE, LENET, L2, RESNET)]
-    assert stated == ["60 % at the end", "65.75 % at best", "", "89.56 % at the end, 89.56 % at best"]
-    assert original_run(config_of(__import__(RESNET).SETTINGS) | {"width": 32}) is None
-    assert original_run(fifty | {"validation_images": 5000}) is None
-    assert original_run({"model": "Perceptron", "hidden": 50, "epochs": 5}) is None
-    cells = compare_results.table_row(grouped(invented(LENET, epochs=50, total_seconds=251.6))[0])
-    assert (cells["original's %"], cells["original's best %"]) == ("64.99", "64.99 (50)")
-    assert (cells["whole run s"], cells["original's s"]) == ("252", "259")
+    stated = [reference.original_accuracy(config_of(__import__(name).SETTINGS)) for name in (BASELINE, LENET, L2, RESNET)]
+    assert stated == ["60", "65.75 at best", "", "89.56"]
+    assert reference.original_run(config_of(__import__(RESNET).SETTINGS) | {"width": 32}) is None
+    assert reference.original_run(fifty | {"validation_images": 5000}) is None
+    assert reference.original_run({"model": "Perceptron", "hidden": 50, "epochs": 5}) is None
 
 
-def test_a_column_that_no_run_fills_is_left_out() -> None:
-    def heads(*runs: dict) -> list[str]:
-        return compare_results.table([compare_results.table_row(group) for group in grouped(*runs)])[0]
-
-    plain = heads(invented(LENET, epochs=3))
-    optional = ("epoch chosen on validation images %", "last, with mirrored images %", "whole run s", "original's %")
-    assert not set(optional) & set(plain)
-    runs = [with_validation(invented(LENET)), invented(LENET, mirrored_test_accuracy=61, total_seconds=9, epochs=50)]
-    assert set(optional) <= set(heads(invented(L2), *runs))
+def test_how_a_run_stands() -> None:
+    run = json.loads((reference.REFERENCE / "original_version_model" / "loss.json").read_text())
+    assert reference.standing(run) == " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"
+    assert reference.standing(run | {"dataset": run["dataset"] | {"source": "download"}}) == reference.standing(run)
+    assert reference.standing(run | {"dataset": run["dataset"] | {"name": "synthetic"}}) == ""
+    assert reference.standing(invented(LENET, lr=0.77)) == ""
 
 
-def test_epochs_chosen_on_validation_images_stand_apart() -> None:
-    run = with_validation(invented(LENET, best=60))
-    cells = compare_results.table_row(grouped(run)[0])
-    assert cells["epoch chosen on validation images %"] == "50.00"
-    assert cells["best epoch on the test set %"] == "60.00 (3)"
-    assert pictures.best_so_far(run) == [40, 50, 50]
-    # They don't mix with runs that chose on the test set, and decide only where those don't suffice.
-    chosen = [with_validation(invented(LENET, best=best, lr=lr)) for best, lr in ((70, 0.1), (80, 0.2))]
-    lenets = [invented(LENET, best=60), invented(LENET, best=62, lr=0.005)]
-    _, evidence = verdicts(*chosen, *lenets, invented(RESNET, best=90))[0]
-    assert "best LeNet 62.00 %" in evidence and "best epoch on the test set" in evidence
-    _, evidence = verdicts(*chosen, with_validation(invented(RESNET, best=100)))[0]
-    assert "best LeNet 70.00 %" in evidence and "epoch chosen on validation images" in evidence, evidence
+@pytest.fixture(scope="module")
+def own_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program with its reference results, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("own") / "copy"
+    ignored = shutil.ignore_patterns(".git", "data", "__pycache__", "*.pth", "*.png", "tests")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    return folder
 
 
-def test_times_of_a_gpu_are_not_drawn_beside_a_cpus() -> None:
-    """Also where the GPU has more seeds of the same settings, so that accuracies are drawn from there."""
-    gpus = [run | {"environment": run["environment"] | {"device": "A100"}} for run in three(LENET, 60)]
-    groups = grouped(*gpus, invented(LENET), invented(L2), invented(DROPOUT))
-    chosen = pictures.on_one_device(groups)
-    assert [group.experiment for group in chosen] == [LENET, L2, DROPOUT]
-    assert {group.runs[0]["environment"]["device"] for group in chosen} == {"cpu"}
-    # Nor is another number of threads.
-    groups = grouped(invented(LENET, threads=2), invented(L2, threads=1), invented(DROPOUT, threads=2))
-    assert [group.experiment for group in pictures.on_one_device(groups)] == [LENET, DROPOUT]
+def test_own_runs_beside_the_reference(run, own_copy: Path) -> None:
+    done = run(own_copy / "compare_results.py", "--output", own_copy / "out")
+    assert (done.code, done.err) == (0, "") and "no runs of your own" in done.out and "ResNet18" in done.out
+    own = own_copy / "modelset" / "original_version_model"
+    put(own, invented(BASELINE, best=61))
+    done = run(own_copy / "compare_results.py", "--output", own_copy / "out")
+    assert (done.code, done.err) == (0, "") and "ResNet18" not in done.out
+    assert re.search(r"^LeNet .* 61\.00 .* 61\.51 ± 1\.30 +60$", done.out, re.MULTILINE), done.out
+    # Named together, they are rows of their own.
+    done = run(own_copy / "compare_results.py", own, own_copy / "modelset/reference/original_version_model/seed=1")
+    assert len(re.findall(r"^LeNet(?:, reference)? ", done.out, re.MULTILINE)) == 2, done.out
+    assert not [path for path in (own_copy / "modelset" / "reference").iterdir() if path.name.startswith("comparison")]
 
 
-def test_a_run_in_progress_is_shown_and_left_alone(start, compare, modelset: Path) -> None:
-    put(modelset, "finished", invented(LENET, best=60))
-    folder = modelset / "running"
-    script = start(LENET, "--epochs", 100000, "--output", folder)
-    wait_for(folder / "checkpoint.pth")
-    code, out, err = compare()
-    assert (code, err) == (0, "")
-    assert re.search(r"epochs=100000 .* unfinished: epoch \d+ of 100000", out), out
-    assert (modelset / "unfinished-cifar10.png").is_file()
-    # The page is committed, the run is not: it looks as if there were none, in pictures and verdicts, too.
-    committed = {name: (modelset / name).read_bytes() for name in ("README.md", "comparison.png", "curves.png")}
-    assert b"unfinished" not in committed["README.md"]
-    os.kill(script.process.pid, signal.SIGTERM)
-    assert script.finish().code == 143, script.text("err")
-    shutil.move(folder, modelset.parent / "elsewhere")
-    assert compare()[0] == 0
-    assert committed == {name: (modelset / name).read_bytes() for name in committed}
-    assert not (modelset / "unfinished-cifar10.png").exists()
-
-
-def checkpoint(**changes: object) -> dict:
-    """What the comparison reads of a checkpoint.pth, after one epoch of 25."""
-    run = invented(RESNET)
-    history = {name: values[:1] for name, values in run["history"].items()}
-    content = {"experiment": RESNET, "config": run["config"], "dataset": run["dataset"], "history": history}
-    return content | {"epoch": 2, "step": 3} | changes
-
-
-def test_checkpoints_of_all_kinds(compare, modelset: Path) -> None:
-    for name in ("first", "Resnet", "older", "newer", "damaged", "foreign"):
-        (modelset / name).mkdir()
-    nothing_yet = {name: [] for name in checkpoint()["history"]}
-    write_torch(modelset / "first" / "checkpoint.pth", checkpoint(epoch=1, history=nothing_yet))
-    older = checkpoint()
-    del older["experiment"]
-    write_torch(modelset / "Resnet" / "checkpoint.pth", older)
-    for name in ("older", "newer"):  # than results in the same folder: an earlier run's, or its own
-        (modelset / name / "loss.json").write_text(json.dumps(invented(LENET)))
-        write_torch(modelset / name / "checkpoint.pth", checkpoint())
-        seconds = time.time() + (10 if name == "newer" else -10)
-        os.utime(modelset / name / "checkpoint.pth", (seconds, seconds))
-    (modelset / "damaged" / "checkpoint.pth").write_bytes(b"PK")
-    write_torch(modelset / "foreign" / "checkpoint.pth", {"net": {}, "acc": 90})
-    code, out, err = compare()
-    assert code == 0
-    unfinished = [line for line in out.splitlines() if "unfinished" in line and not line.startswith("wrote")]
-    assert len(unfinished) == 3, out
-    assert sum("epoch 1 of 25" in line for line in unfinished) == 1
-    assert sum("epoch 2 of 25" in line and line.startswith("resnet_model ") for line in unfinished) == 1
-    assert sum(line.startswith("Resnet ") for line in unfinished) == 1
-    assert len(err.splitlines()) == 2 and "damaged" in err and "foreign" in err
-
-
-def test_only_unfinished_runs(compare, modelset: Path) -> None:
-    (modelset / "Resnet").mkdir()
-    write_torch(modelset / "Resnet" / "checkpoint.pth", checkpoint())
-    code, out, err = compare()
-    assert (code, err) == (0, "") and "unfinished: epoch 2 of 25" in out
-    assert {path.name for path in modelset.iterdir()} == {"Resnet", "unfinished-cifar10.png"}
+def test_conclusions_are_of_the_reference_alone(run, own_copy: Path) -> None:
+    put(own_copy / "modelset" / "Resnet", invented(RESNET, best=99))
+    done = run(own_copy / "compare_results.py", "--conclusions")
+    assert (done.code, done.err) == (0, "") and "99" not in re.findall(r"best epoch of .*", done.out)[0]
+    assert len(re.findall(r"^\d\. .*: [a-z' ]+$", done.out, re.MULTILINE)) == 4
+    readme = (own_copy / "modelset" / "reference" / "README.md").read_text()
+    assert readme == (reference.REFERENCE / "README.md").read_text(), "the committed page is up to date"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -323,59 +297,59 @@ def test_git_ignores_what_is_of_this_machine_alone(tmp_path: Path) -> None:
 
     git("init", "-q")
     shutil.copy(ROOT / ".gitignore", tmp_path)
-    own = ("Resnet/dataset=synthetic/loss.json", "Resnet/lr=0.1,dataset=synthetic/loss.png", "curves-synthetic.png")
-    own = (*own, "unfinished-cifar10.png", "Resnet/checkpoint.pth", "Resnet/width=32/model.pth")
-    kept = ("README.md", "curves.png", "original.json", "Resnet/loss.json", "Resnet/width=32/loss.json")
+    own = ("modelset/Resnet/loss.json", "modelset/Resnet/lr=0.1/model.pth", "comparison.png", "comparison-synthetic.html")
+    own = (*own, "confusion.png", "modelset/reference/Resnet/checkpoint.pth", "weights-against-x.png", "data/train/x.png")
+    kept = ("README.md", "results.png", "Resnet/confusion.png", "Resnet/width=32/loss.json", "Resnet/model.pth")
+    kept = tuple(f"modelset/reference/{name}" for name in kept)
     for name in (*own, *kept):
-        (tmp_path / "modelset" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "modelset" / name).touch()
-    listed = git("ls-files", "--others", "--exclude-standard").split()
-    assert sorted(listed) == sorted([".gitignore", *(f"modelset/{name}" for name in kept)])
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(git("ls-files", "--others", "--exclude-standard").split()) == sorted([".gitignore", *kept])
 
 
-def test_first_epoch_to_an_accuracy(compare, modelset: Path) -> None:
-    put(modelset, "a", invented(LENET, best=60))
-    put(modelset, "b", invented(LENET, best=40, seed=3))
-    _, out, _ = compare("--epochs-to", 45)
-    assert f"{LENET}, seed 0: epoch 2, 20.0 s of training" in out
-    assert f"{LENET}, seed 3: never" in out
+# --- Runs in progress
 
 
-# --- Pictures
+def test_a_run_in_progress_beside_a_finished_one(start, compare, tmp_path: Path) -> None:
+    finished = put(tmp_path / "finished", invented(LENET, train_images=100, test_images=40))
+    running = tmp_path / "running"
+    script = start(LENET, "--epochs", 100000, "--output", running)
+    wait_for(running / "checkpoint.pth")
+    code, out, err = compare(finished, running)
+    assert (code, err) == (0, "")
+    assert re.search(r"^LeNet, 100000 epochs +\d+ of 100000 ", out, re.MULTILINE), out
+    os.kill(script.process.pid, signal.SIGTERM)
+    assert script.finish().code == 143, script.text("err")
 
 
-def test_pictures_of_little_and_of_much() -> None:
-    """One run, one epoch, a model of one's own, nothing but the stand-in, and 30 settings."""
-    own = invented(LENET) | {"experiment": "perceptron"}
-    own["config"] = {"model": "Perceptron", "hidden": 20, "epochs": 3, "seed": 0}
-    short = invented(RESNET)
-    short["history"] = {name: values[:1] for name, values in short["history"].items()}
-    many = [invented(LENET, lr=0.001 * i) for i in range(2, 32)]
-    for runs in ([own], [short, with_validation(invented(L2))], many):
-        groups = grouped(*runs)
-        images = [pictures.draw_comparison(groups, judge_all(groups, []), []), pictures.draw_curves(groups, [])]
-        assert all(image.startswith(b"\x89PNG") for image in images)
+def checkpoint(**changes: object) -> dict:
+    """What the comparison reads of a checkpoint.pth, after one epoch of 25."""
+    run = invented(RESNET, epochs=25)
+    history = {name: values[:1] for name, values in run["history"].items()}
+    return {**{name: run[name] for name in ("experiment", "config", "dataset")}, "history": history} | changes
 
 
-def test_labels_stay_in_order_apart_and_inside() -> None:
-    moved = pictures.apart([0.5, 0.5, 0.51, 0.9, 0.99], 0.1, 0.05, 0.95)
-    assert np.diff(moved).min() >= 0.1 - 1e-9 and moved[-1] <= 0.95 + 1e-9
-    assert pictures.apart([0.2, 0.6], 0.1, 0, 1) == pytest.approx([0.2, 0.6])
-    assert pictures.apart([0.5, 0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.4, 0.5, 0.6])  # around where they belong
-    assert pictures.apart([], 0.1, 0, 1) == []
-
-
-def test_an_experiment_has_one_colour() -> None:
-    colours = [experiments.colour_of(name) for name in experiments.EXPERIMENTS]
-    assert len(set(colours)) == len(colours) and not set(colours) & set(experiments.OTHER_COLOURS)
-    assert experiments.colour_of("perceptron") == experiments.colour_of("perceptron")
-    first, second = (style["color"] for style in pictures.styles(grouped(invented(L2), invented(L2, lr=0.1))).values())
-    assert first == experiments.colour_of(L2) != second
-    assert experiments.shade("#336699", 1) == "#FFFFFF" and experiments.shade("#336699", -1) == "#000000"
+def test_checkpoints_of_all_kinds(compare, tmp_path: Path) -> None:
+    folders = {name: tmp_path / "runs" / name for name in ("first", "newer", "older", "damaged", "foreign")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    nothing_yet = {name: [] for name in checkpoint()["history"]}
+    write_torch(folders["first"] / "checkpoint.pth", checkpoint(history=nothing_yet))
+    for name, seconds in (("newer", 2e9), ("older", 1e9)):
+        (folders[name] / "loss.json").write_text(json.dumps(invented(LENET)))
+        write_torch(folders[name] / "checkpoint.pth", checkpoint(config=checkpoint()["config"] | {"lr": 0.5}))
+        os.utime(folders[name] / "checkpoint.pth", (seconds, seconds))
+    (folders["damaged"] / "checkpoint.pth").write_bytes(b"PK")
+    write_torch(folders["foreign"] / "checkpoint.pth", {"net": {}, "acc": 90})
+    code, out, err = compare(tmp_path / "runs")
+    assert code == 0 and len(err.splitlines()) == 2 and "damaged" in err and "foreign" in err
+    assert sorted(re.findall(r"\d+ of 25", out)) == ["0 of 25", "1 of 25"], "one without an epoch, and the newer one"
+    assert "lr 0.5" in out and re.search(r"^LeNet +5 ", out, re.MULTILINE)
+    code, out, err = compare(folders["first"])
+    assert (code, err) == (0, "") and "0 of 25" in out and "wrote" not in out
 
 
 # --- Files that can't be read
-
 
 DAMAGED = {
     "cut short": lambda text: text[:-50],
@@ -383,13 +357,13 @@ DAMAGED = {
     "empty": lambda text: "",
     "a list": lambda text: "[1, 2]",
     "another object": lambda text: '{"loss": [1, 2]}',
-    "columns of different lengths": lambda text: text.replace('"seconds": [10, 10, 10]', '"seconds": [10]'),
+    "columns of different lengths": lambda text: text.replace('"seconds": [10, 10, 10, 10, 10]', '"seconds": [10]'),
     "no number": lambda text: text.replace('"test_loss": [2.1,', '"test_loss": ["x",'),
     "NaN": lambda text: text.replace('"test_loss": [2.1,', '"test_loss": [NaN,'),
-    "total seconds that are no number": lambda text: text.replace('"best_epoch"', '"total_seconds": "x", "best_epoch"'),
-    "a processor without a name": lambda text: text.replace('"device": "cpu"', '"device": "cpu", "processor": 7'),
-    "no validation columns": lambda text: text[:-2] + ', "best_epoch_chosen_on": "validation"}}',
+    "no such column": lambda text: text.replace('"test_loss"', '"loss"'),
     "no epochs": lambda text: json.dumps(without_epochs(json.loads(text))),
+    "a result that is no number": lambda text: text.replace('"best_epoch": 5', '"best_epoch": "x"'),
+    "settings that are a list": lambda text: text.replace('"config": {', '"config": 3, "x": {'),
 }
 
 
@@ -398,182 +372,189 @@ def without_epochs(run: dict) -> dict:
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "loss.json"
-    text = json.dumps(invented(LENET))
-    path.write_text(text)
-    read_run(path)
-    path.write_text(DAMAGED[damage](text))
-    with pytest.raises(UserError, match=r"loss\.json") as error:
-        read_run(path)
-    assert "\n" not in str(error.value)
+def test_a_damaged_file_is_named_in_one_line_and_the_rest_compared(compare, tmp_path: Path, damage: str) -> None:
+    runs = put(tmp_path / "runs", invented(LENET), invented(L2))
+    path = runs / "run1" / "loss.json"
+    path.write_text(DAMAGED[damage](path.read_text()))
+    code, out, err = compare(runs)
+    assert code == 0 and re.search("^LeNet +5 ", out, re.MULTILINE)
+    assert err.startswith("warning: skipped: ") and str(path) in err and len(err.splitlines()) == 1
 
 
-def test_a_damaged_file_is_skipped_and_the_rest_compared(compare, modelset: Path) -> None:
-    put(modelset, "good", invented(LENET))
-    put(modelset, "bad", invented(L2))
-    bad = modelset / "bad" / "loss.json"
-    bad.write_text(bad.read_text()[:100])
-    code, out, err = compare()
-    assert code == 0 and LENET in out
-    assert len(err.splitlines()) == 1 and str(bad) in err
-
-
-def test_nothing_to_compare_is_exit_code_1(compare, modelset: Path) -> None:
-    put(modelset, "bad", {})
-    code, _, err = compare()
+def test_nothing_to_compare_is_exit_code_1(compare, tmp_path: Path) -> None:
+    code, _, err = compare(put(tmp_path / "bad", {}))
     assert str(code).startswith("error: no loss.json to compare") and "warning: skipped" in err
-    code, _, err = compare(modelset / "nowhere")
-    assert str(code).startswith("error: ") and "\n" not in str(code) and err == ""
+    code, _, err = compare(tmp_path / "nowhere")
+    assert code == f"error: {tmp_path / 'nowhere'} does not exist" and err == ""
+
+
+# --- Pictures and page
+
+
+def lines_of(axes) -> dict[str, object]:
+    return {line.get_label(): line for line in axes.lines}
+
+
+def test_two_runs_lie_over_each_other(tables) -> None:
+    runs = tables(*three(LENET, 65), invented(DROPOUT, best=62))
+    figure = curves.draw_comparison(runs)
+    loss, accuracy = figure.axes
+    assert list(lines_of(loss)) == [f"LeNet{d}, {k}" for d in (", dropout 0.5", "") for k in ("train", "test")]
+    test, train = lines_of(accuracy)["LeNet, test"], lines_of(accuracy)["LeNet, train"]
+    assert list(test.get_xdata()) == [1, 2, 3, 4, 5] and list(test.get_ydata()) == [45, 55, 62, 63, 65]
+    assert test.get_color() == train.get_color() == curves.COLOURS[0] and train.get_alpha() < 1
+    assert list(lines_of(loss)["LeNet, train"].get_xdata()) == [0.5, 1.5, 2.5, 3.5, 4.5], "a mean is of an epoch's middle"
+    assert len(loss.collections) == 2, "a band for the run of three seeds, for training and for test"
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["65.00 %  LeNet (3 seeds)", "62.00 %  LeNet, dropout 0.5"], "the best first"
+    assert figure.get_size_inches()[0] * curves.DPI == 1660
+    over_seconds = curves.draw_comparison(runs, "seconds").axes[1]
+    assert list(lines_of(over_seconds)["LeNet, test"].get_xdata()) == [10, 20, 30, 40, 50]
+
+
+def test_of_many_runs_the_eight_best_are_coloured(tables) -> None:
+    figure = curves.draw_comparison(tables(*(invented(LENET, best=40 + i, lr=0.1 + i) for i in range(12))))
+    tests = [line for line in figure.axes[1].lines if line.get_label().endswith("test")]
+    grey = [line for line in tests if line.get_color() == curves.GREY]
+    assert len(grey) == 4 and max(line.get_ydata()[-1] for line in grey) == 43
+    assert len({line.get_color() for line in tests}) == 9
+    assert figure.legends[0].get_texts()[-1].get_text() == "4 more with a lower test accuracy at the end"
+
+
+def test_the_picture_says_where_a_training_loss_is_smoothed(tables) -> None:
+    plain, smoothed = invented(LENET), invented(LENET, label_smoothing=0.1)
+    assert "label smoothing" not in curves.draw_comparison(tables(plain)).axes[0].get_xlabel()
+    assert "label smoothing" in curves.draw_comparison(tables(plain, smoothed)).axes[0].get_xlabel()
+
+
+def test_colours_can_be_told_apart_when_printed() -> None:
+    def lightness(colour: str) -> float:
+        return sum(w * c for w, c in zip((0.299, 0.587, 0.114), matplotlib.colors.to_rgb(colour), strict=True))
+
+    assert len(set(curves.COLOURS)) == 8 and all(lightness(colour) < 0.72 for colour in curves.COLOURS)
+    assert abs(lightness(curves.COLOURS[0]) - lightness(curves.COLOURS[1])) > 0.1, "two runs, the usual case"
+
+
+def test_the_page_needs_no_network_and_has_all_lines(tables) -> None:
+    text = page.comparison_page(tables(*three(LENET, 65), invented(DROPOUT, best=62))).decode()
+    assert not re.search(r'<(script|link)[^>]+(src|href)="http', text)
+    (data,) = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*\]),\s*\{"template"', text)
+    lines = json.loads(data)
+    assert len(lines) == 8 and {line["legendgroup"] for line in lines} == {"65.00 %  LeNet", "62.00 %  LeNet, dropout 0.5"}
+    assert sum(line["showlegend"] for line in lines) == 2
+    for label in ("epoch", "seconds of training", "across: log", "up: log"):
+        assert f'"label":"{label}"' in text, label
+
+
+def test_the_reference_picture(tables) -> None:
+    scripts = [*three(LENET, 65, epochs=50), *three(LENET, 62, epochs=200, gap=38), invented(L2, 62, 38, epochs=200)]
+    figure = reference_page.draw_results(tables(*scripts, invented(DROPOUT, 66, 14, epochs=200), invented(RESNET, 91, epochs=25)))
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["LeNet, 50 epochs", "ResNet-18, 25 epochs"]
+    dots = [list(line.get_xdata()) for line in left.lines if line.get_marker() == "o"]
+    stars = [list(line.get_xdata()) for line in left.lines if line.get_marker() == "*"]
+    assert dots == [[64.5, 65, 65.5], [91]] and stars == [[64.99], [89.56]]
+    assert "65.00 ± 0.50 %" in [text.get_text() for text in left.texts]
+    assert {"gap 38", "gap 14", "66.0", "80.0"} <= {text.get_text() for text in right.texts}
+
+
+# --- Evidence
+
+
+def test_the_deviation_is_pooled_and_student_t_is_used(tables) -> None:
+    runs = [*three(LENET, 60), *(invented(LENET, best, lr=0.5, seed=s) for s, best in enumerate((63, 64, 65, 66)))]
+    frame = tables(*runs, invented(LENET, 70, lr=0.7)).table
+    groups = {lr: group for lr, group in frame.groupby("lr")}
+    variance = (2 * 0.25 + 3 * statistics.variance((63, 64, 65, 66))) / 5
+    assert evidence.pooled_variance(frame, "LeNet", "test_accuracy") == (pytest.approx(variance), 5)
+    value, error = evidence.difference(frame, "test_accuracy", [groups[0.7]], [groups[0.001]])
+    assert (value, error) == (10, pytest.approx(2.5706 * math.sqrt(variance * (1 + 1 / 3)), rel=1e-4))  # t of 5 degrees
+    _, wider = evidence.difference(frame, "test_accuracy", [groups[0.7]], [groups[0.001]], pairs=3)
+    assert wider / error == pytest.approx(3.5341 / 2.5706, rel=1e-4)  # t at 1 - 0.025 / 3
+    # One that is in it twice: the best less the worst, less the best again.
+    value, error = evidence.difference(frame, "test_accuracy", [groups[0.7]], [groups[0.5], groups[0.5]])
+    assert value == 70 - 129 and error == pytest.approx(2.5706 * math.sqrt(variance * (1 + 4 / 4)), rel=1e-4)
+
+
+def test_three_seeds_that_happen_to_agree_are_not_certain(tables) -> None:
+    agree = [invented(LENET, 60, lr=0.5, seed=seed) for seed in range(3)]
+    frame = tables(*agree, *three(LENET, 61)).table
+    groups = {lr: group for lr, group in frame.groupby("lr")}
+    value, error = evidence.difference(frame, "test_accuracy", [groups[0.001]], [groups[0.5]])
+    assert value == 1 and error > 0.5
+    single = tables(invented(LENET), invented(LENET, lr=0.5)).table
+    groups = [group for _, group in single.groupby("lr")]
+    assert evidence.verdict(*evidence.difference(single, "test_accuracy", groups[:1], groups[1:])) == OPEN
+
+
+def test_models_that_deviate_differently(tables) -> None:
+    """Welch's test with a pooled variance for each model."""
+    wide = [invented(RESNET, best, seed=seed) for seed, best in enumerate((85, 90, 95))]
+    frame = tables(*three(LENET, 60), *wide).table
+    groups = [group for _, group in frame.groupby("model")]
+    value, error = evidence.difference(frame, "test_accuracy", groups[1:], groups[:1])
+    assert value == 30 and error == pytest.approx(12.2, rel=0.01)  # scipy.stats.ttest_ind(…, equal_var=False): 2.04 degrees
+
+
+def test_verdicts() -> None:
+    assert [evidence.verdict(*one) for one in ((2, 1), (-2, 1), (1, 2), (9, math.nan))] == [HOLDS, CONTRADICTED, UNDECIDED, OPEN]
+    cases = {(HOLDS, HOLDS): HOLDS, (HOLDS, OPEN): PARTLY, (HOLDS, CONTRADICTED): PARTLY, (OPEN,): OPEN, (): OPEN}
+    cases |= {(CONTRADICTED, CONTRADICTED): CONTRADICTED, (UNDECIDED, CONTRADICTED): UNDECIDED}
+    for parts, expected in cases.items():
+        assert evidence.combined(list(parts)) == expected, parts
 
 
 # --- The four conclusions, on invented runs
 
-HOLDS, CONTRADICTED, PARTLY = "holds", "is contradicted", "holds in part"
-UNCERTAIN, OPEN = "is too uncertain to tell", "can't be judged"
+
+def judge(tables, *runs: dict) -> list[tuple[str, list]]:
+    return conclusions.judge_all(tables(*runs))
 
 
-def test_model_choice() -> None:
+def test_model_choice(tables) -> None:
     lenets = [*three(LENET, 60), *three(LENET, 64, lr=0.005)]
-    verdict, evidence = verdicts(*lenets, *three(RESNET, 90))[0]
-    assert verdict == HOLDS and "26.00 ± 0.41 points" in evidence and "4.00 ± 0.41 points" in evidence
-    assert "22.00 ± 0.71 points more" in evidence  # the best LeNet counts twice: 0.29 times the root of 1 + 4 + 1
-    assert verdicts(*lenets, *three(RESNET, 66))[0][0] == CONTRADICTED
-    assert verdicts(*lenets, *three(RESNET, 67.5))[0][0] == UNCERTAIN
-    assert verdicts(*lenets)[0] == (OPEN, "Missing: a ResNet-18 run (resnet_model.py).")
-    assert verdicts(*three(LENET, 60), *three(RESNET, 90))[0][0] == OPEN
-    # The same settings on other devices are no further setting.
-    assert verdicts(*three(LENET, 60), invented(LENET, best=62, threads=2), *three(RESNET, 90))[0][0] == OPEN
+    verdict, lines = judge(tables, *lenets, *three(RESNET, 90))[0]
+    assert verdict == HOLDS and [line.difference.split(" ")[0] for line in lines] == ["+26.00", "+4.00", "+22.00"]
+    assert judge(tables, *lenets, *three(RESNET, 65))[0][0] == CONTRADICTED
+    assert judge(tables, *lenets, *three(RESNET, 68.5))[0][0] == UNDECIDED
+    assert judge(tables, *lenets)[0][0] == OPEN
+    assert judge(tables, *three(LENET, 60), *three(RESNET, 90))[0][0] == OPEN, "one setting is no tuning"
+    other_machine = [invented(LENET, best=62, threads=1), *three(RESNET, 90)]
+    assert judge(tables, *three(LENET, 60), *other_machine)[0][0] == OPEN, "the same settings elsewhere are no further one"
 
 
-def test_single_runs_say_so_and_decide_less() -> None:
-    lenets = [invented(LENET, best=60), invented(LENET, best=64, lr=0.005)]
-    judged = judge_all(grouped(*lenets, invented(RESNET, best=70)), [])[0]
-    assert judged.verdict == UNCERTAIN and "a single run" in judged.evidence  # 2 points more ± 2.45
-    assert judged.caveat == " (rests on single runs)"
-    assert judge_all(grouped(*lenets, *three(RESNET, 90)), [])[0].caveat == " (rests partly on single runs)"
-    all_three = [*three(LENET, 60), *three(LENET, 64, lr=0.005), *three(RESNET, 90)]
-    assert judge_all(grouped(*all_three), [])[0].caveat == ""
-
-
-def test_a_trial_of_few_epochs_decides_nothing() -> None:
+def test_a_trial_of_few_epochs_and_validation_runs_are_no_evidence(tables) -> None:
     runs = [*three(LENET, 60), *three(LENET, 64, lr=0.005), *three(RESNET, 90)]
     trial = invented(LENET, 11, lr=0.5, epochs=1)
-    assert verdicts(*runs, trial)[:2] == verdicts(*runs)[:2]
+    trial["history"] = {name: values[:1] for name, values in trial["history"].items()}
+    assert judge(tables, *runs, trial, invented(LENET, 5, validation_images=5000)) == judge(tables, *runs)
 
 
-def test_efficiency() -> None:
-    lenet = three(LENET, 60, seconds=100)
-    assert verdicts(*lenet, *three(RESNET, 90, seconds=50))[1][0] == HOLDS
-    verdict, evidence = verdicts(*lenet, *three(RESNET, 90, seconds=1000))[1]
-    # ResNet-18 gets in its first epoch to what LeNet's worst seed reaches in its last.
-    assert verdict == PARTLY and "To LeNet's 59.50 %, ResNet-18 needed 1000 ± 29 s" in evidence
-    assert "LeNet 300 ± 9 s" in evidence
-    assert verdicts(*lenet, *three(RESNET, 50, seconds=50))[1][0] == CONTRADICTED
-    assert verdicts(*lenet, *three(RESNET, 60.1, seconds=100))[1][0] == UNCERTAIN
-    assert verdicts(*lenet)[1] == (OPEN, "Missing: ResNet-18.")
-    assert verdicts(*three(RESNET, 90))[1] == (OPEN, "Missing: LeNet.")
-    assert verdicts(*lenet, *three(RESNET, 90, device="gpu"))[1][0] == OPEN
-    assert verdicts(*lenet, *three(RESNET, 90, processor="another"))[1][0] == OPEN
+def test_efficiency_at_several_accuracies_and_widths(tables) -> None:
+    lenet = three(LENET, 74, seconds=100)
+    verdict, lines = judge(tables, *lenet, *three(RESNET, 90, seconds=50), *three(RESNET, 88, seconds=900, width=32))[1]
+    assert verdict == PARTLY
+    verdicts = {re.search(r"width (\d+): (.*)", line.claim).groups(): line.verdict for line in lines}
+    assert verdicts["64", "sooner at 60 %"] == HOLDS and verdicts["32", "sooner at 60 %"] == CONTRADICTED
+    assert {claim for _, claim in verdicts} == {"best epoch more accurate", *(f"sooner at {n} %" for n in (60, 65, 70, 73))}
+    elsewhere = judge(tables, *lenet, *three(RESNET, 90, processor="another"))[1][1]
+    assert [line.claim for line in elsewhere] == ["ResNet18: best epoch more accurate"], "times are of one machine"
 
 
-def test_regularisation() -> None:
-    plain = seeds(LENET, (10, 11, 12))
-    both = [*seeds(L2, (5, 6, 7)), *seeds(DROPOUT, (1, 2, 3), best=58)]
-    verdict, evidence = verdicts(*plain, *both)[2]
-    assert verdict == HOLDS
-    assert "gap 11.00 ± 1.00 -> 6.00 ± 1.00 points, 5.00 ± 0.82 less" in evidence
-    assert "costs 2.00 ± 0.00" in evidence
-    # Within twice the standard error it is no help.
-    assert verdicts(*plain, *seeds(L2, (9, 10, 11)), *seeds(DROPOUT, (1, 2, 3)))[2][0] == PARTLY
-    assert verdicts(*plain, *seeds(L2, (9, 10, 11)), *seeds(DROPOUT, (15, 16, 17)))[2][0] == UNCERTAIN
-    assert verdicts(*plain, *seeds(L2, (15, 16, 17)), *seeds(DROPOUT, (15, 16, 17)))[2][0] == CONTRADICTED
-    verdict, evidence = verdicts(*plain, *seeds(L2, (5, 6, 7)))[2]
-    assert verdict == OPEN and "dropout" in evidence
-    # A single run with each setting tells nothing within a few points.
-    assert verdicts(plain[0], *seeds(L2, (8,)), *seeds(DROPOUT, (1,)))[2][0] == PARTLY
-    # Other settings must be the same, other devices need not, and are no second pair.
-    other = [*seeds(L2, (5, 6), epochs=7), *seeds(DROPOUT, (5, 6), epochs=7)]
-    assert verdicts(*plain, *other)[2][0] == OPEN
-    validated = [with_validation(run) for run in seeds(L2, (5, 6, 7))]
-    assert verdicts(*plain, *both, *validated)[2] == verdicts(*plain, *both)[2]
-    two = {"parallel": "DistributedDataParallel", "world_size": 2}
-    elsewhere = [*both, invented(LENET, gap=11, **two), *seeds(L2, (5, 6), device="gpu")]
-    assert verdicts(*plain, *elsewhere)[2] == verdicts(*plain, *both)[2]
+def test_regularisation(tables) -> None:
+    def seeds(experiment: str, gap: float, **changes: object) -> list[dict]:
+        return [invented(experiment, gap=gap + off, seed=seed, **changes) for seed, off in enumerate((-1, 0, 1))]
+
+    verdict, lines = judge(tables, *seeds(LENET, 11), *seeds(L2, 6), *seeds(DROPOUT, 2, best=58))[2]
+    assert verdict == HOLDS and lines[0].difference == "+5.00 ± 2.00 points"  # t of 6 degrees, 2.447, times root of 2/3
+    assert [line.difference[:5] for line in lines] == ["+5.00", "+0.00", "+9.00", "-2.00"]
+    assert judge(tables, *seeds(LENET, 11), *seeds(L2, 10), *seeds(DROPOUT, 2))[2][0] == PARTLY
+    assert judge(tables, *seeds(LENET, 11), *seeds(L2, 16), *seeds(DROPOUT, 16))[2][0] == CONTRADICTED
+    other = seeds(L2, 5, lr=0.7)
+    assert judge(tables, *seeds(LENET, 11), *other)[2][0] == OPEN, "all else must be the same"
 
 
-def test_regularisation_shows_the_original() -> None:
-    runs = [invented(name, epochs=50, gap=gap) for name, gap in ((LENET, 13), (L2, 12), (DROPOUT, 4))]
-    assert "the original, single runs: 64.99 -> 61.43 %" in verdicts(*runs)[2][1]
-
-
-def test_what_older_files_lack_is_off() -> None:
-    older, newer = invented(LENET), invented(LENET, seed=1, smoothing=0.0, crop_padding=4, flips="random")
-    del older["config"]["dropout"]
-    newer["dataset"]["validation_images"] = 0
-    assert len(grouped(older, newer)) == 1
-
-
-def test_a_run_from_before_an_option_of_its_model_had_the_default() -> None:
-    older, newer = invented(RESNET), invented(RESNET, seed=1)
-    del older["config"]["width"]
-    assert len(grouped(older, newer)) == 1
-    assert len(grouped(older, invented(RESNET, seed=1, width=32))) == 2
-
-
-def test_several_devices_in_whole_runs() -> None:
-    one = invented(LENET, seconds=40, threads=1)
-    four = invented(LENET, seconds=10, parallel="DistributedDataParallel", world_size=4, threads=1)
-    verdict, evidence = verdicts(one, four)[3]
-    assert verdict == HOLDS and "4.00 ± 0.28 times as fast" in evidence
-    assert "CPU cores are the devices" in evidence and "LeNet, batch size 128" in evidence
-    for speed, expected in ((1000, CONTRADICTED), (3000, UNCERTAIN)):  # 2.5 times on four is the least
-        slower = copy.deepcopy(four)
-        slower["result"]["images_per_second"] = speed
-        assert verdicts(one, slower)[3][0] == expected
-    assert verdicts(one)[3][0] == OPEN
-    # A process with two threads uses two cores; other devices and processors are no comparison.
-    assert verdicts(invented(LENET, threads=2), four)[3][0] == OPEN
-    assert verdicts(one, invented(LENET, parallel="DataParallel", world_size=4, device="gpu"))[3][0] == OPEN
-    assert verdicts(one, four | {"environment": four["environment"] | {"processor": "B"}})[3][0] == OPEN
-    gpus = [invented(LENET, device="GPU", threads=8, seconds=10)]
-    gpus.append(invented(LENET, device="GPU", threads=8, seconds=10, parallel="DataParallel", world_size=4))
-    verdict, evidence = verdicts(one, four, *gpus)[3]
-    assert verdict == CONTRADICTED and "4 GPUs (GPU, DataParallel)" in evidence and "CPU" not in evidence
-
-
-def scaling(tmp_path: Path, device: str, devices: str, *speedups: float) -> list:
-    """What is read of a benchmarks/scaling.json with one case for each speed-up on two devices."""
-    cases = []
-    for number, speedup in enumerate(speedups):
-        one = {"devices": 1, "parallel": "none", "images_per_second": 1000.0, "speedup": 1.0}
-        two = {"devices": 2, "parallel": "DistributedDataParallel", "images_per_second": 1000 * speedup}
-        case = {"model": "ResNet18", "width": 32, "batch_size": 128 * 4**number, "precision": "bf16"}
-        cases.append(case | {"measured": [one, two | {"speedup": speedup}]})
-    path = tmp_path / "scaling.json"
-    path.write_text(json.dumps({"device": device, "devices": devices, "count": 2, "cases": cases}))
-    return read_scaling(path)
-
-
-def test_several_devices_in_the_benchmark(tmp_path: Path) -> None:
-    measured = scaling(tmp_path, "EPYC", "CPU cores", 1.8, 1.9)
-    verdict, evidence = verdicts(invented(LENET), measured=measured)[3]
-    assert verdict == HOLDS and "Several GPUs have not been measured" in evidence
-    assert "ResNet18, width 32, batch size 512 (scaling.py): 1000 images/s on one, 1900 on 2 CPU cores (EP" in evidence
-    for speedups, expected in (((1.9, 1.0), PARTLY), ((1.0,), CONTRADICTED), ((1.0, 1.5), UNCERTAIN)):
-        measured = scaling(tmp_path, "EPYC", "CPU cores", *speedups)
-        assert verdicts(invented(LENET), measured=measured)[3][0] == expected
-    gpus = scaling(tmp_path, "H100", "GPUs", 1.9)
-    verdict, evidence = verdicts(invented(LENET), measured=[*measured, *gpus])[3]
-    assert verdict == HOLDS and "2 GPUs (H100" in evidence and "EPYC" not in evidence
-    groups = grouped(invented(LENET))
-    assert pictures.draw_comparison(groups, judge_all(groups, measured), measured).startswith(b"\x89PNG")
-
-
-def test_a_damaged_benchmark_is_named_in_one_line(tmp_path: Path) -> None:
-    assert read_scaling(tmp_path / "none.json") == []
-    for text in ("", "[]", '{"device": "x", "devices": "GPUs", "cases": [{"measured": []}]}'):
-        (tmp_path / "scaling.json").write_text(text)
-        with pytest.raises(UserError, match=r"scaling\.json") as error:
-            read_scaling(tmp_path / "scaling.json")
-        assert "\n" not in str(error.value)
+def test_several_devices_by_the_benchmark() -> None:
+    lines = conclusions.several_devices()
+    assert lines[0].claim.startswith("2 CPU cores are 1.88 times as fast") and lines[0].verdict == HOLDS
+    assert lines[0].difference == "+0.38 ± 0.31 times" and lines[-1].claim == "on several GPUs"
