@@ -11,7 +11,7 @@ import pandas as pd
 
 from comparison.evidence import OPEN, Evidence, combined, difference, interval, verdict
 from comparison.reference import MODELSET, NOT_COMPARED, settings_in_use
-from comparison.runs import MACHINE, Runs, config_of_row, names_of, values
+from comparison.runs import Runs, config_of_row, names_of, values
 
 CONCLUSIONS = (
     "The choice of model matters more than tuning parameters",
@@ -37,8 +37,9 @@ def judge_all(runs: Runs) -> list[tuple[str, list[Evidence]]]:
         groups = {names[key]: group for key, group in table[table["model"] == model].groupby("key")}
         models[model] = dict(sorted(groups.items(), key=lambda pair: -values(pair[1], "best_on_test").mean()))
     lenets, resnets = models.values()
-    both = [model_choice(table, lenets, resnets), efficiency(table, lenets, resnets)] if lenets and resnets else [[], []]
-    judged = [*both, regularisation(runs.part(table), lenets), several_devices()]
+    both = lenets and resnets
+    judged = [judge(table, lenets, resnets) if both else [] for judge in (model_choice, efficiency)]
+    judged += [regularisation(runs.part(table), lenets), several_devices()]
     return [(combined([line.verdict for line in lines if line.claim]), lines) for lines in judged]
 
 
@@ -89,18 +90,21 @@ def sooner(table: pd.DataFrame, name: str, resnet: pd.DataFrame, lenets: Groups,
     lenets = {name: group for name, group in lenets.items() if group[column].notna().all()}
     found = []
     for lenet_name, lenet in lenets.items() if resnet[column].notna().all() else []:
-        speeds = [(group["seconds"] / group["epochs_trained"]).groupby(machines(group)).median() for group in (lenet, resnet)]
-        epochs = [math.exp(values(group, column).mean()) for group in (lenet, resnet)]
+        pair = lenet, resnet
+        speeds = [(group["seconds"] / group["epochs_trained"]).groupby(group["machine"]).median() for group in pair]
+        epochs = [math.exp(values(group, column).mean()) for group in pair]
         for machine in speeds[0].index.intersection(speeds[1].index):
             found.append((*(speed[machine] * n for speed, n in zip(speeds, epochs, strict=True)), lenet_name))
     if not found:
         return []
     lenet_seconds, resnet_seconds, lenet_name = min(found)
-    value, (_, error) = math.log(lenet_seconds / resnet_seconds), difference(table, column, [lenets[lenet_name]], [resnet], len(lenets))
-    ends = f"{math.exp(value - error):.2g} to {math.exp(value + error):.2g}" if error < math.log(100) else "too few seeds"
+    lenet, value = lenets[lenet_name], math.log(lenet_seconds / resnet_seconds)
+    error = difference(table, column, [lenet], [resnet], len(lenets))[1]
+    low, high = (f"{math.exp(value + sign * min(error, 9)):.2g}" for sign in (-1, 1))
+    ends = f"{low} to {high}" if error < math.log(100) else "too few seeds"
     compared = f"{lenet_name}, {lenet_seconds:.0f} s against {resnet_seconds:.0f} s"
-    times, seeds = f"{math.exp(value):.2f} ({ends}) times as fast", seeds_of(resnet, lenets[lenet_name])
-    return [Evidence(f"{name}: sooner at {accuracy} %", compared, times, seeds, verdict(value, error))]
+    times, claim = f"{math.exp(value):.2f} ({ends}) times as fast", f"{name}: sooner at {accuracy} %"
+    return [Evidence(claim, compared, times, seeds_of(resnet, lenet), verdict(value, error))]
 
 
 def log_epochs_to(epochs: pd.DataFrame, accuracy: float) -> float:
@@ -111,11 +115,6 @@ def log_epochs_to(epochs: pd.DataFrame, accuracy: float) -> float:
         return math.nan
     low, high = reached[above[0] - 1 : above[0] + 1]
     return math.log(above[0] - 1 + (accuracy - low) / (high - low))
-
-
-def machines(group: pd.DataFrame) -> pd.Series:
-    """What each run's times depend on."""
-    return group[list(MACHINE)].astype(str).agg(", ".join, axis=1)
 
 
 def regularisation(runs: Runs, lenets: Groups) -> list[Evidence]:

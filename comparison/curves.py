@@ -5,18 +5,19 @@ Made to be read at 830 pixels' width, which is what code hosts give a picture on
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from comparison.runs import Runs, names_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
 TEXT = {"font.size": 10, "legend.fontsize": 9.5}
@@ -43,9 +44,9 @@ def curves_of(runs: Runs, over: str) -> tuple[list[Curve], int]:
 
     `over` is "epochs" or "seconds"; over seconds, runs on different machines are curves of their own.
     """
-    machine = runs.table.apply(machine_text, axis=1)
-    runs = runs.part(runs.table.assign(machine=machine) if over == "seconds" else runs.table)
-    keys = runs.table["key"] + machine if over == "seconds" else runs.table["key"]
+    keys, machine = runs.table["key"], runs.table["machine"]
+    if over == "seconds":
+        keys, runs = keys + machine, dataclasses.replace(runs, settings=[*runs.settings, "machine"])
     names, found = names_of(runs, keys), []
     for key, group in runs.table[runs.table["epochs_trained"] > 0].groupby(keys, sort=False):
         epochs = runs.part(group).epochs
@@ -60,26 +61,12 @@ def curves_of(runs: Runs, over: str) -> tuple[list[Curve], int]:
         mean, deviation = by_seed.mean()[complete], by_seed.std().fillna(0)[complete]
         found.append(Curve(names[key], GREY, mean, deviation, group["seed"].nunique(), smoothed))
     found.sort(key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
-    coloured = [Curve(**vars(curve) | {"colour": colour}) for curve, colour in zip(found, COLOURS, strict=False)]
+    coloured = [dataclasses.replace(curve, colour=c) for curve, c in zip(found, COLOURS, strict=False)]
     return [*coloured, *found[len(coloured) :]], len(coloured)
-
-
-def machine_text(row: pd.Series) -> str:
-    """As in "AMD EPYC, 2 threads" or "4 x NVIDIA A100 (DataParallel)"."""
-    if row["unfinished"]:
-        return ""
-    processes = f"{row['world_size']:.0f}"
-    if row["device"] != "cpu":
-        return f"{processes} x {row['device']} ({row['parallel']})" if row["parallel"] != "none" else row["device"]
-    several = f"{processes} processes of " * (processes != "1")
-    return f"{row['processor']}, {several}{row['threads']:.0f} thread{'s' * (row['threads'] > 1)}"
 
 
 def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     curves, coloured = curves_of(runs, over)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **TEXT}):
         figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
@@ -88,7 +75,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
             draw_curve(loss, curve, "loss", over)
             draw_curve(accuracy, curve, "accuracy", over)
         smoothed = any(curve.smoothed for curve in curves[:coloured])
-        note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
+        note = "\n(training loss with label smoothing where there is any)" * smoothed
         x = "epoch" if over == "epochs" else "seconds of training (median epoch times epochs)"
         loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
         accuracy.set(xlabel=x, ylabel="accuracy (%)")
@@ -105,7 +92,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
     return figure
 
 
-def draw_curve(axes: object, curve: Curve, what: str, over: str) -> None:
+def draw_curve(axes: Axes, curve: Curve, what: str, over: str) -> None:
     """A run's test and training losses or accuracies; a mean training loss stands at the middle of its epoch."""
     mean = curve.mean
     ends = mean.index.to_numpy(float) if over == "epochs" else mean["seconds"].to_numpy()
@@ -124,8 +111,6 @@ def draw_curve(axes: object, curve: Curve, what: str, over: str) -> None:
 
 def legend(figure: Figure, curves: list[Curve], coloured: int) -> None:
     """The coloured runs below the axes, best first, each with its test accuracy at the end; how many are grey."""
-    from matplotlib.lines import Line2D
-
     handles, labels = [], []
     for curve in curves[:coloured]:
         handles.append(Line2D([], [], color=curve.colour, linewidth=2.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import pandas as pd
@@ -41,10 +42,11 @@ def difference(
     differ. `pairs` is the number of pairs of which these were chosen for their results (Bonferroni). NaN for the error
     where no setting of a model has two seeds.
     """
-    groups = {group["key"].iloc[0]: group for group in [*plus, *minus]}
+    weights: Counter[str] = Counter(group["key"].iloc[0] for group in plus)
+    weights.subtract(group["key"].iloc[0] for group in minus)
     value, shares = 0.0, {}
-    for group in groups.values():
-        weight = sum(one is group for one in plus) - sum(one is group for one in minus)
+    for key, weight in weights.items():
+        group = table[table["key"] == key]
         value += weight * values(group, column).mean()
         model = group["model"].iloc[0]
         shares[model] = shares.get(model, 0.0) + weight**2 / len(values(group, column))

@@ -24,11 +24,9 @@ def comparison_page(runs: Runs) -> bytes:
     for number, curve in enumerate(curves):
         add_lines(figure, curve, COLOURS[number % len(COLOURS)], over)
     both = {axis: (axis, f"{axis}2") for axis in ("xaxis", "yaxis")}
-    menus = [
-        {name: [{"x": places}, {f"{axis}.title.text": name for axis in both["xaxis"]}] for name, places in over.items()},
-        *({f"{name}: {kind}": [{f"{axis}.type": kind for axis in axes}] for kind in ("linear", "log")}
-          for name, axes in (("across", both["xaxis"]), ("up", both["yaxis"]))),
-    ]  # fmt: skip
+    menus = [{name: [{"x": x}, {f"{axis}.title.text": name for axis in both["xaxis"]}] for name, x in over.items()}]
+    for name, axes in (("across", both["xaxis"]), ("up", both["yaxis"])):
+        menus.append({f"{name}: {kind}": [{f"{axis}.type": kind for axis in axes}] for kind in ("linear", "log")})
     buttons = []
     for number, menu in enumerate(menus):
         method = "relayout" if number else "update"

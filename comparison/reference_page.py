@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from comparison.conclusions import CONCLUSIONS, Evidence, evidence_table
@@ -11,11 +13,6 @@ from comparison.curves import COLOURS, TEXT, WIDTH
 from comparison.reference import mean_text, original_run
 from comparison.runs import Runs, config_of_row, values
 from comparison.table import common_settings, table_rows
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SCRIPTS = {  # in the order of the README's table: the name in the picture, and the epochs, if not the stated ones
     "original_version_model": ("LeNet, 5 epochs", 5),
@@ -29,13 +26,13 @@ NOTE = """Written by `python compare_results.py --conclusions`: don't edit. The 
 CIFAR-10 in lossless WebP, pixel-exact but for 98 of the 60,000.
 
 A row is the runs that differ by their seed alone: mean ± standard deviation. `best (epoch)`, in per cent, is chosen on
-the test set and so is no test any more. `gap` is training minus test accuracy after the last epoch, in points. `seconds` are of
-training alone, the median epoch times the epochs, from the shortest run to the longest: they are of several machines.
-The original's figures are those in [original.json](original.json), single runs."""
+the test set and so is no test any more. `gap` is training minus test accuracy after the last epoch, in points.
+`seconds` are of training alone, the median epoch times the epochs, from the shortest run to the longest: they are of
+several machines. The original's figures are those in [original.json](original.json), single runs."""
 RULES = """A difference stands with the half-width of its 95 % confidence interval, by Student's t. The deviation from
-seed to seed is pooled over all of a model's settings. Where the best or worst of several settings was chosen, the interval is
-wider for it (Bonferroni). What is within its interval is undecided; a run of fewer than 5 epochs is no evidence. The
-epochs to an accuracy are interpolated; times are compared on one machine alone."""
+seed to seed is pooled over all of a model's settings. Where the best or worst of several settings was chosen, the
+interval is wider for it (Bonferroni). A difference within its interval is undecided; a run of fewer than 5 epochs is no
+evidence. The epochs to an accuracy are interpolated; times are compared on one machine alone."""
 
 
 def page(runs: Runs, judged: list[tuple[str, list[Evidence]]]) -> str:
@@ -50,15 +47,11 @@ def page(runs: Runs, judged: list[tuple[str, list[Evidence]]]) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Text to the left in the first two columns, all else to the right."""
     return tabulate(table, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True)
 
 
 def draw_results(runs: Runs) -> Figure:
     """Left, each script's test accuracy at the end; right, training and test accuracy of three LeNets."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **TEXT}):
         figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[5, 4])

@@ -17,9 +17,9 @@ from comparison.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_
 from internals.files import UserError, read_torch
 
 FILES = ("loss.json", "checkpoint.pth")
-MACHINE = ("device", "processor", "threads", "parallel", "world_size")  # what times depend on
-RESULTS = ("final_test_accuracy", "best_test_accuracy", "best_epoch", "parameters", "train_seconds", "images_per_second")
-OPTIONAL = ("total_seconds", "mirrored_test_accuracy", "best_epoch_chosen_on")  # results that not every run has
+MACHINE = ("device", "processor", "threads", "parallel", "world_size", "torch")
+RESULTS = ("final_test_accuracy", "best_test_accuracy", "best_epoch", "parameters", "train_seconds")
+OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy", "best_epoch_chosen_on")  # results that not every run has
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,12 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
         row = {"experiment": str(run["experiment"]), "folder": str(path.parent), "unfinished": not finished}
         row |= {"reference": REFERENCE in path.resolve().parents, "dataset": str(dataset["name"])}
         row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"]}
+        row["machine"] = ""
         if finished:
             row |= {name: float(run["result"][name]) for name in RESULTS}
             row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
             row |= {name: run["environment"][name] for name in MACHINE}
+            row["machine"] = machine_text(run["environment"])
         key = [row["experiment"], settings_in_use(config), data_key(dataset), row["unfinished"], row["reference"]]
         row |= {"key": json.dumps(key, sort_keys=True), **last_epoch(history, config)}
     except (OSError, ValueError, OverflowError, RecursionError) as error:
@@ -118,6 +120,15 @@ def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, fl
     return {"epochs_trained": len(history), **last, "gap": gap, "seconds": history["seconds"].sum()} | {
         "best_on_test": best, "best_epoch_on_test": best_epoch,
     }  # fmt: skip
+
+
+def machine_text(environment: dict[str, object]) -> str:
+    """What times depend on, as in "AMD EPYC, 2 threads" or "4 x NVIDIA A100 (DataParallel)"."""
+    device, processes, threads = environment["device"], environment["world_size"], environment["threads"]
+    if device != "cpu":
+        return f"{processes} x {device} ({environment['parallel']})" if environment["parallel"] != "none" else device
+    several = f"{processes} processes of " * (processes > 1)
+    return f"{environment['processor']}, {several}{threads} thread{'s' * (threads > 1)}"
 
 
 def steady_seconds(seconds: pd.Series, config: dict[str, object]) -> pd.Series:
@@ -150,7 +161,7 @@ def config_of_row(runs: Runs, row: pd.Series) -> dict[str, object]:
 
 
 def values(runs: pd.DataFrame, name: str) -> pd.Series:
-    """A column's value for each seed of a row's runs: a seed that was trained several times counts once, by its mean."""
+    """A column's value for each seed of a row's runs; one that was trained several times counts once, by its mean."""
     return runs.groupby("seed")[name].mean().dropna()
 
 
@@ -162,7 +173,7 @@ def names_of(runs: Runs, keys: pd.Series) -> dict[str, str]:
     first = runs.table.groupby(keys, sort=False).first()
     names = {}
     for _, rows in first.groupby("model"):
-        columns = [name for name in [*runs.settings, "machine"] if name in rows and name not in ("model", *NOT_COMPARED)]
+        columns = [name for name in runs.settings if name not in ("model", *NOT_COMPARED)]
         for key, row in rows.iterrows():
             parts = [setting_text(name, row[name]) for name in columns if not is_usual(rows[name], row[name])]
             names[key] = ", ".join([str(row["model"]), *parts])
@@ -176,7 +187,7 @@ def names_of(runs: Runs, keys: pd.Series) -> dict[str, str]:
 def is_usual(column: pd.Series, value: object) -> bool:
     """Whether a name can leave this value of its column out."""
     counts = column.map(str).value_counts()
-    if len(counts) == 1 or counts.iloc[0] > counts.iloc[1] and counts.iloc[0] * 2 >= len(column):
+    if len(counts) == 1 or (counts.iloc[0] > counts.iloc[1] and counts.iloc[0] * 2 >= len(column)):
         return str(value) == counts.index[0]
     return not value or value != value  # off, or of a setting that only other runs have
 

@@ -68,7 +68,7 @@ def result_texts(group: pd.DataFrame) -> dict[str, str]:
 
 
 def first_reached(epochs: pd.DataFrame, accuracy: float) -> str:
-    """The epoch in which runs first had that test accuracy, from the first to the last run, and the seconds to there."""
+    """The epoch in which runs first had that test accuracy, of the first to the last run, and the seconds to it."""
     reached = epochs.assign(took=epochs.groupby("run")["seconds"].cumsum())
     reached, runs = reached[reached["test_accuracy"] >= accuracy].groupby("run").first(), epochs["run"].nunique()
     if len(reached) < runs:

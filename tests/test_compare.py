@@ -1,5 +1,6 @@
 """compare_results.py on runs that the tests train, and on invented ones whose figures are known."""
 
+import csv
 import json
 import math
 import os
@@ -102,7 +103,10 @@ def three(experiment: str, best: float, **changes: object) -> list[dict]:
 
 
 def test_two_runs_that_differ_by_dropout(compare, tmp_path: Path) -> None:
-    first, second = put(tmp_path / "L", invented(LENET, best=65)), put(tmp_path / "D", invented(DROPOUT, best=62, gap=2))
+    first, second = (
+        put(tmp_path / "L", invented(LENET, best=65)),
+        put(tmp_path / "D", invented(DROPOUT, best=62, gap=2)),
+    )
     code, out, err = compare(first, second)
     assert (code, err) == (0, "")
     head, heads, *_ = out.strip().split("\n\n")
@@ -133,11 +137,9 @@ def test_sixty_runs_of_a_sweep(compare, tmp_path: Path) -> None:
 
 
 def test_csv_has_a_row_for_each_run(compare, tmp_path: Path) -> None:
-    import csv
-
     runs = [*three(LENET, 60), invented(RESNET, best=90)]
     assert compare(put(tmp_path / "runs", *runs), "--csv", "all.csv")[0] == 0
-    rows = list(csv.DictReader(Path("all.csv").open()))
+    rows = list(csv.DictReader(Path("all.csv").read_text().splitlines()))
     assert [float(row["test_accuracy"]) for row in rows] == [90, 59.5, 60, 60.5]
     assert rows[0]["width"] == "64" and rows[1]["width"] == "" and rows[1]["dropout"] == "0"
 
@@ -203,7 +205,9 @@ def test_accuracies_pool_over_machines_and_sources_and_times_do_not(tables) -> N
     (row,) = rows_of(tables(*runs))
     assert row["test accuracy %"] == "62.00 ± 1.58" and row["seconds"] == "5 to 150"
     over_seconds, _ = curves.curves_of(tables(*runs), "seconds")
-    assert sorted(curve.mean["seconds"].iloc[-1] for curve in over_seconds) == [5, 50, pytest.approx(250 / 3)], "the same machine's have a mean"
+    assert sorted(curve.mean["seconds"].iloc[-1] for curve in over_seconds) == [5, 50, pytest.approx(250 / 3)], (
+        "the same machine's have a mean"
+    )
 
 
 def test_runs_of_other_settings_are_rows_of_their_own(tables) -> None:
@@ -243,7 +247,9 @@ def test_an_epoch_that_other_work_slowed_down_does_not_count(tables) -> None:
 def test_the_original_beside_us() -> None:
     fifty = reference.original_run(config_of(__import__(LENET).SETTINGS) | {"epochs": 50, "seed": 7})
     assert (fifty["last"], fifty["best"], fifty["best_epoch"], fifty["total_seconds"]) == (64.99, 64.99, 50, 259)
-    stated = [reference.original_accuracy(config_of(__import__(name).SETTINGS)) for name in (BASELINE, LENET, L2, RESNET)]
+    stated = [
+        reference.original_accuracy(config_of(__import__(name).SETTINGS)) for name in (BASELINE, LENET, L2, RESNET)
+    ]
     assert stated == ["60", "65.75 at best", "", "89.56"]
     assert reference.original_run(config_of(__import__(RESNET).SETTINGS) | {"width": 32}) is None
     assert reference.original_run(fifty | {"validation_images": 5000}) is None
@@ -297,8 +303,19 @@ def test_git_ignores_what_is_of_this_machine_alone(tmp_path: Path) -> None:
 
     git("init", "-q")
     shutil.copy(ROOT / ".gitignore", tmp_path)
-    own = ("modelset/Resnet/loss.json", "modelset/Resnet/lr=0.1/model.pth", "comparison.png", "comparison-synthetic.html")
-    own = (*own, "confusion.png", "modelset/reference/Resnet/checkpoint.pth", "weights-against-x.png", "data/train/x.png")
+    own = (
+        "modelset/Resnet/loss.json",
+        "modelset/Resnet/lr=0.1/model.pth",
+        "comparison.png",
+        "comparison-synthetic.html",
+    )
+    own = (
+        *own,
+        "confusion.png",
+        "modelset/reference/Resnet/checkpoint.pth",
+        "weights-against-x.png",
+        "data/train/x.png",
+    )
     kept = ("README.md", "results.png", "Resnet/confusion.png", "Resnet/width=32/loss.json", "Resnet/model.pth")
     kept = tuple(f"modelset/reference/{name}" for name in kept)
     for name in (*own, *kept):
@@ -403,7 +420,9 @@ def test_two_runs_lie_over_each_other(tables) -> None:
     test, train = lines_of(accuracy)["LeNet, test"], lines_of(accuracy)["LeNet, train"]
     assert list(test.get_xdata()) == [1, 2, 3, 4, 5] and list(test.get_ydata()) == [45, 55, 62, 63, 65]
     assert test.get_color() == train.get_color() == curves.COLOURS[0] and train.get_alpha() < 1
-    assert list(lines_of(loss)["LeNet, train"].get_xdata()) == [0.5, 1.5, 2.5, 3.5, 4.5], "a mean is of an epoch's middle"
+    assert list(lines_of(loss)["LeNet, train"].get_xdata()) == [0.5, 1.5, 2.5, 3.5, 4.5], (
+        "a mean is of an epoch's middle"
+    )
     assert len(loss.collections) == 2, "a band for the run of three seeds, for training and for test"
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["65.00 %  LeNet (3 seeds)", "62.00 %  LeNet, dropout 0.5"], "the best first"
@@ -440,7 +459,10 @@ def test_the_page_needs_no_network_and_has_all_lines(tables) -> None:
     assert not re.search(r'<(script|link)[^>]+(src|href)="http', text)
     (data,) = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*\]),\s*\{"template"', text)
     lines = json.loads(data)
-    assert len(lines) == 8 and {line["legendgroup"] for line in lines} == {"65.00 %  LeNet", "62.00 %  LeNet, dropout 0.5"}
+    assert len(lines) == 8 and {line["legendgroup"] for line in lines} == {
+        "65.00 %  LeNet",
+        "62.00 %  LeNet, dropout 0.5",
+    }
     assert sum(line["showlegend"] for line in lines) == 2
     for label in ("epoch", "seconds of training", "across: log", "up: log"):
         assert f'"label":"{label}"' in text, label
@@ -448,7 +470,9 @@ def test_the_page_needs_no_network_and_has_all_lines(tables) -> None:
 
 def test_the_reference_picture(tables) -> None:
     scripts = [*three(LENET, 65, epochs=50), *three(LENET, 62, epochs=200, gap=38), invented(L2, 62, 38, epochs=200)]
-    figure = reference_page.draw_results(tables(*scripts, invented(DROPOUT, 66, 14, epochs=200), invented(RESNET, 91, epochs=25)))
+    figure = reference_page.draw_results(
+        tables(*scripts, invented(DROPOUT, 66, 14, epochs=200), invented(RESNET, 91, epochs=25))
+    )
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["LeNet, 50 epochs", "ResNet-18, 25 epochs"]
     dots = [list(line.get_xdata()) for line in left.lines if line.get_marker() == "o"]
@@ -493,11 +517,18 @@ def test_models_that_deviate_differently(tables) -> None:
     frame = tables(*three(LENET, 60), *wide).table
     groups = [group for _, group in frame.groupby("model")]
     value, error = evidence.difference(frame, "test_accuracy", groups[1:], groups[:1])
-    assert value == 30 and error == pytest.approx(12.2, rel=0.01)  # scipy.stats.ttest_ind(…, equal_var=False): 2.04 degrees
+    assert value == 30 and error == pytest.approx(
+        12.2, rel=0.01
+    )  # scipy.stats.ttest_ind(…, equal_var=False): 2.04 degrees
 
 
 def test_verdicts() -> None:
-    assert [evidence.verdict(*one) for one in ((2, 1), (-2, 1), (1, 2), (9, math.nan))] == [HOLDS, CONTRADICTED, UNDECIDED, OPEN]
+    assert [evidence.verdict(*one) for one in ((2, 1), (-2, 1), (1, 2), (9, math.nan))] == [
+        HOLDS,
+        CONTRADICTED,
+        UNDECIDED,
+        OPEN,
+    ]
     cases = {(HOLDS, HOLDS): HOLDS, (HOLDS, OPEN): PARTLY, (HOLDS, CONTRADICTED): PARTLY, (OPEN,): OPEN, (): OPEN}
     cases |= {(CONTRADICTED, CONTRADICTED): CONTRADICTED, (UNDECIDED, CONTRADICTED): UNDECIDED}
     for parts, expected in cases.items():
@@ -520,7 +551,9 @@ def test_model_choice(tables) -> None:
     assert judge(tables, *lenets)[0][0] == OPEN
     assert judge(tables, *three(LENET, 60), *three(RESNET, 90))[0][0] == OPEN, "one setting is no tuning"
     other_machine = [invented(LENET, best=62, threads=1), *three(RESNET, 90)]
-    assert judge(tables, *three(LENET, 60), *other_machine)[0][0] == OPEN, "the same settings elsewhere are no further one"
+    assert judge(tables, *three(LENET, 60), *other_machine)[0][0] == OPEN, (
+        "the same settings elsewhere are no further one"
+    )
 
 
 def test_a_trial_of_few_epochs_and_validation_runs_are_no_evidence(tables) -> None:
@@ -536,7 +569,10 @@ def test_efficiency_at_several_accuracies_and_widths(tables) -> None:
     assert verdict == PARTLY
     verdicts = {re.search(r"width (\d+): (.*)", line.claim).groups(): line.verdict for line in lines}
     assert verdicts["64", "sooner at 60 %"] == HOLDS and verdicts["32", "sooner at 60 %"] == CONTRADICTED
-    assert {claim for _, claim in verdicts} == {"best epoch more accurate", *(f"sooner at {n} %" for n in (60, 65, 70, 73))}
+    assert {claim for _, claim in verdicts} == {
+        "best epoch more accurate",
+        *(f"sooner at {n} %" for n in (60, 65, 70, 73)),
+    }
     elsewhere = judge(tables, *lenet, *three(RESNET, 90, processor="another"))[1][1]
     assert [line.claim for line in elsewhere] == ["ResNet18: best epoch more accurate"], "times are of one machine"
 
