@@ -16,8 +16,8 @@ import math
 import sys
 from pathlib import Path
 
-from comparison.conclusions import CONCLUSIONS, evidence_table, judge_all
-from comparison.curves import curves_of, draw_comparison, png
+from comparison.conclusions import CONCLUSIONS, judge_all
+from comparison.curves import COLOURS, draw_comparison, png
 from comparison.page import comparison_page
 from comparison.reference import MODELSET, REFERENCE
 from comparison.reference_page import draw_results, page
@@ -53,9 +53,8 @@ def write_curves(runs: Runs, over: str, to: Path, suffix: str) -> None:
     """Write the picture and the page of the runs on one data set."""
     if not runs.table["epochs_trained"].any():
         return
-    coloured = curves_of(runs, over)[1]
-    if runs.table["key"].nunique() > coloured:
-        print(f"comparison{suffix}.png: of more than {coloured} runs, those of the highest test accuracy are coloured")
+    if runs.table["key"].nunique() > len(COLOURS):
+        print(f"comparison{suffix}.png: the {len(COLOURS)} runs of the highest test accuracy are coloured, others grey")
     write(to / f"comparison{suffix}.png", png(draw_comparison(runs, over)))
     try:
         write(to / f"comparison{suffix}.html", comparison_page(runs))
@@ -68,8 +67,8 @@ def conclude(runs: Runs) -> None:
     judged = judge_all(runs)
     for number, (conclusion, (verdict, lines)) in enumerate(zip(CONCLUSIONS, judged, strict=True), 1):
         print(f"\n{number}. {conclusion}: {verdict}")
-        for _, row in evidence_table(lines).iterrows():
-            print("   " + "; ".join(filter(None, row)))
+        for line in lines:
+            print("   " + "; ".join(filter(None, line)))
     print()
     write(REFERENCE / "README.md", page(runs, judged).encode())
     write(REFERENCE / "results.png", png(draw_results(runs)))

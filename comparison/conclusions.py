@@ -151,9 +151,3 @@ def several_devices() -> list[Evidence]:
         text = f"{mean - least:+.2f} ± {error:.2f} times"
         found.append(Evidence(claim, compared, text, f"{cases} cases", verdict(mean - least, error)))
     return found if unit == "GPUs" else [*found, Evidence("on several GPUs", "", "not measured", "", OPEN)]
-
-
-def evidence_table(lines: list[Evidence]) -> pd.DataFrame:
-    """The evidence as a table of texts."""
-    heads = {"compared": "compared with", "difference": "difference ± error"}
-    return pd.DataFrame([vars(line) for line in lines]).rename(columns=heads)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import textwrap
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class Curve:
     """The runs that differ by their seed alone: columns of `mean` and `deviation` are the history's, a row an epoch."""
 
     name: str
+    label: str  # with its test accuracy at the end
     colour: str
     mean: pd.DataFrame
     deviation: pd.DataFrame
@@ -39,8 +41,8 @@ class Curve:
     smoothed: bool  # whether the training loss has label smoothing in it
 
 
-def curves_of(runs: Runs, over: str) -> tuple[list[Curve], int]:
-    """Each row's curves, the highest test accuracy at the end first, and how many have a colour of their own.
+def curves_of(runs: Runs, over: str) -> list[Curve]:
+    """Each row's curves, the highest test accuracy at the end first; those after the eighth are grey.
 
     `over` is "epochs" or "seconds"; over seconds, runs on different machines are curves of their own.
     """
@@ -59,22 +61,24 @@ def curves_of(runs: Runs, over: str) -> tuple[list[Curve], int]:
         smoothed = bool(group.iloc[0].get("label_smoothing", 0))
         complete = by_seed.size() == group["seed"].nunique()  # not the epochs that only some seeds were trained for
         mean, deviation = by_seed.mean()[complete], by_seed.std().fillna(0)[complete]
-        found.append(Curve(names[key], GREY, mean, deviation, group["seed"].nunique(), smoothed))
+        seeds = group["seed"].nunique()
+        label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {names[key]}" + f" ({seeds} seeds)" * (seeds > 1)
+        found.append(Curve(names[key], label, GREY, mean, deviation, seeds, smoothed))
     found.sort(key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
-    coloured = [dataclasses.replace(curve, colour=c) for curve, c in zip(found, COLOURS, strict=False)]
-    return [*coloured, *found[len(coloured) :]], len(coloured)
+    colours = itertools.chain(COLOURS, itertools.repeat(GREY))
+    return [dataclasses.replace(curve, colour=colour) for curve, colour in zip(found, colours, strict=False)]
 
 
 def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
-    curves, coloured = curves_of(runs, over)
+    curves = curves_of(runs, over)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **TEXT}):
         figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for curve in reversed(curves):  # the best on top
             draw_curve(loss, curve, "loss", over)
             draw_curve(accuracy, curve, "accuracy", over)
-        smoothed = any(curve.smoothed for curve in curves[:coloured])
+        smoothed = any(curve.smoothed for curve in curves[: len(COLOURS)])
         note = "\n(training loss with label smoothing where there is any)" * smoothed
         x = "epoch" if over == "epochs" else "seconds of training (median epoch times epochs)"
         loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
@@ -88,7 +92,12 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
             elif over == "epochs":
                 axes.xaxis.get_major_locator().set_params(integer=True)
         figure.suptitle("full: test, pale and dashed: training, band: standard deviation over seeds", fontsize=10)
-        legend(figure, curves, coloured)
+        lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
+        labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
+        if len(curves) > len(labels):
+            labels.append(f"{len(curves) - len(labels)} more with a lower test accuracy at the end")
+        about = {"title": "test accuracy at the end", "alignment": "left", "frameon": False}
+        figure.legend(lines, labels, loc="outside lower center", **about)
     return figure
 
 
@@ -107,21 +116,6 @@ def draw_curve(axes: Axes, curve: Curve, what: str, over: str) -> None:
         axes.plot(x, y, color=curve.colour, marker=marker, label=f"{curve.name}, {kind}", **style)
         if curve.seeds > 1 and not faint:
             axes.fill_between(x, y - deviation, y + deviation, color=curve.colour, alpha=0.15, linewidth=0)
-
-
-def legend(figure: Figure, curves: list[Curve], coloured: int) -> None:
-    """The coloured runs below the axes, best first, each with its test accuracy at the end; how many are grey."""
-    handles, labels = [], []
-    for curve in curves[:coloured]:
-        handles.append(Line2D([], [], color=curve.colour, linewidth=2.5))
-        seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
-        label = f"{curve.mean['test_accuracy'].iloc[-1]:.2f} %  {curve.name}{seeds}"
-        labels.append(textwrap.fill(label, 100, subsequent_indent="    ").replace("$", r"\$"))
-    if coloured < len(curves):
-        handles.append(Line2D([], [], color=GREY))
-        labels.append(f"{len(curves) - coloured} more with a lower test accuracy at the end")
-    title = "test accuracy at the end"
-    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, title=title, alignment="left")
 
 
 def png(figure: Figure) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 from scipy.special import stdtrit
@@ -15,12 +15,11 @@ HOLDS, CONTRADICTED, PARTLY = "holds", "is contradicted", "holds in part"
 UNDECIDED, OPEN = "undecided", "can't be judged"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """One line of the evidence for a conclusion."""
+class Evidence(NamedTuple):
+    """One line of the evidence for a conclusion; without a claim, it is there to be read only."""
 
     claim: str  # what should be positive
-    compared: str  # with what
+    compared_with: str
     difference: str  # with its error
     seeds: str
     verdict: str

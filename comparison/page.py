@@ -17,7 +17,7 @@ def comparison_page(runs: Runs) -> bytes:
     """
     from plotly.subplots import make_subplots
 
-    curves, _ = curves_of(runs, "epochs")
+    curves = curves_of(runs, "epochs")
     titles = ["loss (cross-entropy)", "accuracy (%)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.06)
     over: dict[str, list[np.ndarray]] = {"epoch": [], "seconds of training": []}  # each line's places
@@ -47,7 +47,6 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
     """A run's four lines, and to `over` their places: a mean training loss stands at the middle of its epoch."""
     from plotly.graph_objects import Scatter
 
-    end = f"{curve.mean['test_accuracy'].iloc[-1]:.2f} %  {curve.name}"
     ends = curve.mean.index.to_numpy(float), curve.mean["seconds"].to_numpy()
     for column, what in enumerate(("loss", "accuracy"), 1):
         for kind in ("test", "train"):
@@ -58,7 +57,7 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
             around = f" ± %{{customdata:.{digits}f}}" * (curve.seeds > 1)
             line = {"color": colour, "dash": "solid" if kind == "test" else "dot", "width": 2}
             hover = f"{curve.name}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
-            shown = {"name": end, "legendgroup": end, "showlegend": name == "test_loss", "hovertemplate": hover}
+            shown = {"name": curve.label, "legendgroup": curve.label, "showlegend": name == "test_loss"}
             mode = "lines+markers" if len(curve.mean) == 1 else "lines"
             values = {"x": over["epoch"][-1], "y": curve.mean[name], "customdata": curve.deviation[name]}
-            figure.add_trace(Scatter(**values, **shown, line=line, mode=mode), 1, column)
+            figure.add_trace(Scatter(**values, **shown, line=line, mode=mode, hovertemplate=hover), 1, column)

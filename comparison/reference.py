@@ -43,11 +43,15 @@ def original_accuracy(config: dict[str, object]) -> str:
     return str(run["last"]) if isinstance(run["last"], int) else f"{run['last']:.2f}"
 
 
-def reference_accuracies(config: dict[str, object], dataset: dict[str, object]) -> list[float]:
-    """Test accuracies at the end, in per cent, of the reference's runs with that config and data: one for each seed."""
+def reference_runs() -> list[dict]:
+    """The loss.json of every run that comes with the repository."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(REFERENCE.rglob("loss.json"))]
+
+
+def reference_accuracies(runs: list[dict], config: dict[str, object], dataset: dict[str, object]) -> list[float]:
+    """Test accuracies at the end, in per cent, of those `runs` with that config and data: one for each seed."""
     by_seed: dict[int, list[float]] = {}
-    for path in sorted(REFERENCE.rglob("loss.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
+    for run in runs:
         if settings_in_use(run["config"]) == settings_in_use(config) and data_key(run["dataset"]) == data_key(dataset):
             by_seed.setdefault(run["config"]["seed"], []).append(run["result"]["final_test_accuracy"])
     return [statistics.mean(accuracies) for accuracies in by_seed.values()]
@@ -69,7 +73,8 @@ def standing(run: dict[str, object]) -> str:
 
     `run` is as in loss.json.
     """
-    values, original = reference_accuracies(run["config"], run["dataset"]), original_accuracy(run["config"])
+    values = reference_accuracies(reference_runs(), run["config"], run["dataset"])
+    original = original_accuracy(run["config"])
     seeds = f" over {len(values)} seeds" if len(values) > 1 else ""
     texts = [f"reference: {mean_text(values)}{seeds}"] if values else []
     if original and run["dataset"]["name"] == "cifar10":

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from comparison.conclusions import CONCLUSIONS, Evidence, evidence_table
+from comparison.conclusions import CONCLUSIONS, Evidence
 from comparison.curves import COLOURS, TEXT, WIDTH
 from comparison.reference import mean_text, original_run
 from comparison.runs import Runs, config_of_row, values
@@ -42,11 +42,12 @@ def page(runs: Runs, judged: list[tuple[str, list[Evidence]]]) -> str:
     parts = ["# Reference results", NOTE, markdown(table)]
     parts += ["![Test accuracies of the scripts, and what regularisation does](results.png)", "## Conclusions", RULES]
     for number, (conclusion, (verdict, lines)) in enumerate(zip(CONCLUSIONS, judged, strict=True), 1):
-        parts += [f"{number}. {conclusion}: **{verdict}**", markdown(evidence_table(lines))]
+        parts += [f"{number}. {conclusion}: **{verdict}**", markdown(pd.DataFrame(lines))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def markdown(table: pd.DataFrame) -> str:
+    table = table.rename(columns=lambda name: name.replace("_", " "))
     return tabulate(table, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True)
 
 

@@ -19,7 +19,7 @@ from internals.files import UserError, read_torch
 FILES = ("loss.json", "checkpoint.pth")
 MACHINE = ("device", "processor", "threads", "parallel", "world_size", "torch")
 RESULTS = ("final_test_accuracy", "best_test_accuracy", "best_epoch", "parameters", "train_seconds")
-OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy", "best_epoch_chosen_on")  # results that not every run has
+OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy", "best_epoch_chosen_on")
 
 
 @dataclass(frozen=True)

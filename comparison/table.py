@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 from tabulate import tabulate
 
-from comparison.reference import NOT_COMPARED, mean_text, original_accuracy, reference_accuracies
+from comparison.reference import NOT_COMPARED, mean_text, original_accuracy, reference_accuracies, reference_runs
 from comparison.runs import Runs, config_of_row, names_of, setting_text, values
 
 AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
@@ -30,6 +30,7 @@ def table_rows(runs: Runs, with_reference: bool = False, epochs_to: float | None
     With the reference's and the original's figures, and when each row's runs first had a test accuracy in per cent.
     """
     names, settings, rows = names_of(runs, runs.table["key"]), common_settings(runs)[1], []
+    reference = reference_runs() if with_reference else []
     for key, group in runs.table.groupby("key", sort=False):
         config = config_of_row(runs, group.iloc[0])
         row = {"run": names[key], **{name: setting_value(config.get(name, "-")) for name in settings}}
@@ -38,7 +39,7 @@ def table_rows(runs: Runs, with_reference: bool = False, epochs_to: float | None
             row[f"{epochs_to:g} % in epoch"] = first_reached(runs.part(group).epochs, epochs_to)
         if with_reference:
             data = {"name": group.iloc[0]["dataset"], **group.iloc[0][["train_images", "test_images"]]}
-            row["reference %"] = mean_text(reference_accuracies(config, data))
+            row["reference %"] = mean_text(reference_accuracies(reference, config, data))
             row["original %"] = original_accuracy(config)
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
