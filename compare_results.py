@@ -17,11 +17,9 @@ import sys
 from pathlib import Path
 
 from common import HERE
-from internals.arguments import ArgumentParser, HelpFormatter, within
+from files.writing import write_file
 from internals.conclusions import CONCLUSIONS, RULES, Judgement, judge_all
-from internals.files import UserError, write_file
 from internals.original import original_run, percent
-from internals.output import make_output_last
 from internals.pictures import draw_comparison, draw_curves
 from internals.runs import (
     Group,
@@ -35,7 +33,11 @@ from internals.runs import (
     read_unfinished,
 )
 from internals.speedups import read_scaling
-from internals.words import describe
+from settings.differences import describe
+from terminal.arguments import ArgumentParser, HelpFormatter
+from terminal.arguments import number_within as within
+from terminal.errors import UserError
+from terminal.output import make_output_last
 
 MODELSET = HERE / "modelset" / "reference"
 

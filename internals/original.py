@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from internals.words import LATER
+from settings.experiment import EARLIER_VALUES as LATER
 
 FILE = Path(__file__).resolve().parent.parent / "modelset" / "reference" / "original.json"
 RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import HISTORY, config_of, stated_settings
+from files.writing import read_torch
 from internals.experiments import short_name, table_order
-from internals.files import UserError, read_torch
 from internals.original import settings_in_use
-from internals.words import describe, differences
+from settings.differences import describe, differences
+from terminal.errors import UserError
 
 # --- One run ----------------------------------------------------------------------------------
 

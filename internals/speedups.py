@@ -9,9 +9,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from internals.files import UserError
 from internals.original import settings_in_use
 from internals.runs import Group, device_count, machine
+from terminal.errors import UserError
 
 SCALING = Path(__file__).resolve().parent.parent / "benchmarks" / "scaling.json"
 # At least assumed of every time and speed, as a part of it: on an idle machine one day's seeds differ by 1 to 3 %, one

@@ -18,12 +18,13 @@ from conftest import ROOT, wait_for
 
 import compare_results
 from common import config_of
+from files.writing import write_torch
 from internals import experiments, pictures
 from internals.conclusions import judge_all
-from internals.files import UserError, write_torch
 from internals.original import original_run, original_text
 from internals.runs import group_runs, read_run
 from internals.speedups import read_scaling
+from terminal.errors import UserError
 
 
 def invented(experiment: str, best: float = 60, gap: float = 10, seconds: float = 10, **changes: object) -> dict:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from internals.files import UserError, read_torch
+from files.writing import read_torch
+from terminal.errors import UserError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")  # where the trained weights usually are
 AVERAGES = ("ema", "swa", "avg")  # in the names of dictionaries with running averages of them

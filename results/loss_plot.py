@@ -1,18 +1,13 @@
-"""The picture of one run, `loss.png`, and the losses within its epochs."""
+"""The picture of one run, `loss.png`."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from internals.experiments import colour_of, shade
-from internals.words import describe, describe_result
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from results.descriptions import describe_result
+from settings.differences import describe
 
 
 def draw_losses(run: dict) -> bytes:
@@ -42,13 +37,3 @@ def draw_losses(run: dict) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
-
-
-def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
-    """`steps` with the training loss of each twelfth of the epoch, placed at its end."""
-    edges = np.linspace(0, len(losses), min(len(losses), 12) + 1).round().astype(int)
-    sums = np.add.reduceat(losses.double().numpy(), edges[:-1])
-    ends = np.minimum(edges * batch_size, images)
-    epochs = (epoch - 1 + ends[1:] / images).round(4)
-    means = sums / np.diff(ends)
-    return {"epoch": steps["epoch"] + epochs.tolist(), "train_loss": steps["train_loss"] + means.tolist()}
