@@ -25,7 +25,7 @@ class TrainedModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.interface = model, interface_of(model)
+        self.model = model
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class TrainedModel(nn.Module):
             if len(images) and not 0 <= images.min() <= images.max() <= 1:
                 raise ValueError("float images must have values from 0 to 1, before any normalisation")
             images = 255 * images.float()
-        return self.model(model_input(images, self.interface))
+        return self.model(model_input(images, interface_of(self.model)))
 
 
 def load(path: Path | str, key: str | None = None) -> TrainedModel:

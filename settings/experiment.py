@@ -90,8 +90,8 @@ class Settings:
         "auto",
         choices=("auto", "cifar10", "synthetic"),
     )
-    data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", DATA_DIR, parse=Path, metavar="DIR")
-    output: Path | None = flag("folder of the results, if not under modelset/", None, parse=Path, metavar="DIR")
+    data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", DATA_DIR, parse=Path, metavar="DIR")  # noqa: RUF009
+    output: Path | None = flag("folder of the results, if not under modelset/", None, parse=Path, metavar="DIR")  # noqa: RUF009
     resume: bool = flag("continue from the folder's checkpoint.pth", False, action="store_true")
 
 

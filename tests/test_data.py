@@ -18,6 +18,7 @@ from conftest import Command, make_image_folder
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from cifar10 import loading
 from cifar10.loading import CLASSES, DataUnavailable, load_cifar10, load_data
 from cifar10.synthetic import synthetic_images
 from terminal.errors import UserError
