@@ -24,13 +24,18 @@ from terminal.errors import UserError, WrongOption
 
 HERE = Path(__file__).resolve().parent.parent  # where the scripts are
 
+SCHEDULES = ("constant", "cosine", "one-cycle")  # as common.py computes them in `learning_rate`
+PADDINGS = ("constant", "reflect")  # black, or the image mirrored
+FLIPS = ("random", "alternating")
+PRECISIONS = ("auto", "fp32", "bf16")
+DATASETS = ("auto", "cifar10", "synthetic")
+VALIDATION_HELP = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
+
 
 def flag(help_text: str, default: object = dataclasses.MISSING, **limits: object) -> dataclasses.Field:
     """A setting with a flag on the command line.
 
-    `limits`: `at_least` and `below` for a number, `choices` for a text, or `parse`, an argparse type, for another one;
-    `metavar`, its value's name in the help; `added_later`, of a setting that older files say nothing of: they were made
-    with what is now its default.
+    `limits`: `at_least` and `below` for a number, `choices` for a text, or `parse`, an argparse type, for another one.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **limits})
 
@@ -47,57 +52,31 @@ class Settings:
     momentum: float = flag("SGD momentum", at_least=0, below=1)
     batch_size: int = flag("images per step, over all GPUs and processes", at_least=1, below=2**31)
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)  # arguments of the model's constructor
-    nesterov: bool = flag("Nesterov's momentum", False, added_later=True)
+    nesterov: bool = flag("Nesterov's momentum", False)
     weight_decay: float = flag("L2 regularisation", 0.0, at_least=0)  # as torch.optim.SGD defines it
-    schedule: str = flag(
-        "of the learning rate, over the run's epochs", "constant", choices=("constant", "cosine", "one-cycle")
-    )
-    label_smoothing: float = flag(  # as torch.nn.CrossEntropyLoss defines it
-        "part of each label that is shared by all classes", 0.0, at_least=0, below=1, added_later=True
-    )
+    schedule: str = flag("of the learning rate, over the run's epochs", "constant", choices=SCHEDULES)
+    # As torch.nn.CrossEntropyLoss defines it.
+    label_smoothing: float = flag("part of each label that is shared by all classes", 0.0, at_least=0, below=1)
     augment: bool = flag("random crop and horizontal flip", False)
-    crop_padding: int = flag(
-        "with --augment: how far crops are shifted", 4, at_least=0, below=32, metavar="PIXELS", added_later=True
-    )
-    padding_mode: str = flag(
-        "with --augment: what a shifted crop shows beyond the image",
-        "constant",  # black
-        choices=("constant", "reflect"),
-        added_later=True,
-    )
-    flips: str = flag(
-        "with --augment: by chance, or every image in every other epoch",
-        "random",
-        choices=("random", "alternating"),
-        added_later=True,
-    )
+    crop_padding: int = flag("with --augment: how far crops are shifted", 4, at_least=0, below=32, metavar="PIXELS")
+    padding_mode: str = flag("with --augment: what a shifted crop shows beyond the image", "constant", choices=PADDINGS)
+    flips: str = flag("with --augment: by chance, or every image in every other epoch", "random", choices=FLIPS)
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
     seed: int = flag("of the weights, the order of images, and dropout", 0, at_least=0, below=2**32)
-    validation_images: int = flag(
-        "training images to keep out of training, for choosing the best epoch; 0: the test images choose",
-        0,
-        at_least=0,
-        below=2**31,
-        metavar="N",
-        added_later=True,
-    )
+    validation_images: int = flag(VALIDATION_HELP, 0, at_least=0, below=2**31, metavar="N")
     device: str = flag("auto, cpu, cuda, cuda:N or mps", "auto", parse=device_name)
-    precision: str = flag(
-        "auto: bf16 if the model gains from it on this device", "auto", choices=("auto", "fp32", "bf16")
-    )
-    dataset: str = flag(
-        "auto: CIFAR-10, or a synthetic stand-in where it can't be had",
-        "auto",
-        choices=("auto", "cifar10", "synthetic"),
-    )
+    precision: str = flag("auto: bf16 if the model gains from it on this device", "auto", choices=PRECISIONS)
+    dataset: str = flag("auto: CIFAR-10, or a synthetic stand-in where it can't be had", "auto", choices=DATASETS)
     data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", DATA_DIR, parse=Path, metavar="DIR")  # noqa: RUF009
     output: Path | None = flag("folder of the results, if not under modelset/", None, parse=Path, metavar="DIR")  # noqa: RUF009
     resume: bool = flag("continue from the folder's checkpoint.pth", False, action="store_true")
 
 
 FIELDS = dataclasses.fields(Settings)
-EARLIER_VALUES = {field.name: field.default for field in FIELDS if "added_later" in field.metadata}
 KINDS = typing.get_type_hints(Settings)
+# Settings that older files say nothing of: they were made with what is now the default.
+ADDED_LATER = ("nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images")
+EARLIER_VALUES = {name: getattr(Settings, name) for name in ADDED_LATER}
 
 
 def options_of(settings: Settings) -> dict[str, object]:

@@ -23,8 +23,9 @@ def test_no_file_imports_in_a_circle_even_for_the_sake_of_types() -> None:
     imports = {}
     for name, path in names.items():
         nodes = list(ast.walk(ast.parse(path.read_text())))
-        found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        found |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         imports[name] = found & names.keys()
     assert imports["common"]
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
