@@ -78,8 +78,8 @@ def from_rank_0(value: object) -> object:
 
 
 def all_reduce(values: Tensor) -> Tensor:
-    """The sum of every process's `values`, on the CPU."""
-    values = values.cpu()
+    """The sum of every process's `values`, on the CPU; they stay as they are."""
+    values = values.to("cpu", copy=True)
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
