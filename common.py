@@ -1,16 +1,15 @@
 """What the CIFAR-10 experiments share, in the order a run flows.
 
-settings and command line -> models -> one run's parts -> training and evaluation -> its state -> results -> a run
+one run's parts -> training and evaluation -> its state and checkpoint -> results -> a run
 
-An experiment script states its `Settings` and calls `main`; a notebook calls `run`. Nothing runs on import.
+An experiment script states its `Settings` and calls `main`; a notebook calls `run`, and `load` for a trained model.
+Nothing runs on import.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import inspect
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +27,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comparison.reference import standing
-from internals.arguments import checked, kind_of, settings_parser
-from internals.cifar10 import DATA_DIR, Data, dataset_record, hold_out, load_data
-from internals.execution import (
+from cifar10.loading import Data, dataset_record, hold_out, load_data
+from devices.execution import (
     Execution,
     InPrecision,
     environment_record,
@@ -40,13 +37,31 @@ from internals.execution import (
     start_execution,
     tiny_steps,
 )
-from internals.files import UserError, WrongOption, opened, read_torch, write_file, write_torch
-from internals.loss_plot import draw_losses, finer_losses
-from internals.output import make_output_last, progress_bar
-from internals.processes import from_rank_0, leave_processes, total
-from internals.words import LATER, describe, describe_epoch, describe_result, differences
+from devices.processes import all_reduce, from_rank_0, leave_processes
+from files.locks import locked_run_folder
+from files.writing import read_torch, write_file, write_torch
+from inspection.models import load
+from models.interface import Interface, interface_of, model_input, to_device
+from models.lenet import LeNet
+from models.resnet import ResNet18
+from results.descriptions import describe_epoch, describe_result
+from results.loss_plot import draw_losses
+from results.reference import standing
+from settings.differences import describe, differences
+from settings.experiment import (
+    EARLIER_VALUES,
+    HERE,
+    Settings,
+    config_of,
+    options_of,
+    parse_arguments,
+    stated_settings,
+    validated,
+)
+from terminal.errors import UserError, WrongOption
+from terminal.output import make_output_last, progress_bar
 
-HERE = Path(__file__).resolve().parent
+__all__ = ["Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
 
 
 class Interrupted(Exception):
@@ -54,220 +69,6 @@ class Interrupted(Exception):
 
     def __str__(self) -> str:
         return f"stopped by signal {self.args[0]} and saved: go on with resume=True"
-
-
-# --- Settings and command line ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One experiment: what its script states, with what the command line changed."""
-
-    experiment: str  # the script's name
-    folder: str  # under modelset/
-    model: type[nn.Module]  # takes float32 images (N, 3, 32, 32), gives logits (N, 10)
-    epochs: int
-    lr: float
-    momentum: float
-    batch_size: int  # over all processes and GPUs together
-    options: Mapping[str, object] = dataclasses.field(default_factory=dict)  # arguments of the model's constructor
-    nesterov: bool = False
-    weight_decay: float = 0.0  # L2 regularisation, as torch.optim.SGD defines it
-    schedule: str = "constant"  # or another one of `learning_rate`
-    label_smoothing: float = 0.0  # as torch.nn.CrossEntropyLoss defines it
-    augment: bool = False  # random crop and horizontal flip
-    crop_padding: int = 4  # pixels on each side
-    padding_mode: str = "constant"  # black, or "reflect"
-    flips: str = "random"  # or "alternating": an image flipped in one epoch isn't in the next
-    data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
-    seed: int = 0
-    validation_images: int = 0  # training images, kept out of training, that choose the best epoch
-    device: str = "auto"
-    precision: str = "auto"
-    dataset: str = "auto"
-    data_dir: Path = DATA_DIR
-    output: Path | None = None
-    resume: bool = False
-
-
-def options_of(settings: Settings) -> dict[str, object]:
-    """What the model's constructor gets: its own defaults, and the settings' options in their place.
-
-    A default whose name is that of a setting, such as `device`, is left alone. WrongOption for such an option.
-    """
-    names = {field.name for field in dataclasses.fields(Settings)}
-    if clash := names & settings.options.keys():
-        raise WrongOption(f"{settings.model.__name__} can't have an option {min(clash)}: every run has such a setting")
-    parameters = inspect.signature(settings.model).parameters.values()
-    plain = {p.name: p.default for p in parameters if isinstance(p.default, (bool, int, float, str))}
-    return {name: value for name, value in plain.items() if name not in names} | dict(settings.options)
-
-
-def config_of(settings: Settings) -> dict[str, object]:
-    """The settings that decide a run's result, as `loss.json` keeps them; WrongOption if it can't."""
-    optimisation = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay", "batch_size")}
-    rest = {name: getattr(settings, name) for name in ("augment", "schedule", "precision", "epochs", "seed", *LATER)}
-    config = {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest}
-    try:
-        return json.loads(json.dumps(config, allow_nan=False))  # plain numbers, also where numpy's were given
-    except (TypeError, ValueError) as error:
-        raise WrongOption(f"settings must be finite numbers, texts or truth values: {error}") from error
-
-
-def parse_arguments(stated: Settings, description: str | None) -> Settings:
-    """The stated settings with the command line's changes; wrong arguments exit with code 2."""
-    parser, options = settings_parser(description), options_of(stated)
-    own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
-    for name, value in options.items():
-        own.add_argument(f"--{name.replace('_', '-')}", **kind_of(value), help="of the model")
-    parser.set_defaults(**vars(stated) | options)
-    values = vars(parser.parse_args())
-    return Settings(**values | {"options": {name: values.pop(name) for name in options}})
-
-
-def stated_settings(experiment: str) -> Settings | None:
-    """What the experiment's script states; None if it isn't one of the scripts beside this file.
-
-    UserError if the script can't be imported.
-    """
-    if not re.fullmatch(r"\w{1,99}", experiment) or not (HERE / f"{experiment}.py").is_file():
-        return None
-    try:
-        settings = getattr(importlib.import_module(experiment), "SETTINGS", None)
-    except (Exception, SystemExit) as error:  # whatever somebody's script does
-        raise UserError(f"{experiment}.py can't be imported: {type(error).__name__}: {error}") from error
-    return settings if isinstance(settings, Settings) else None
-
-
-def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
-    """modelset/<experiment>/, with a subfolder named after what differs from the stated settings."""
-    changed = differences(config_of(settings), config_of(stated))
-    if dataset != "cifar10":
-        changed["dataset"] = dataset
-    return Path(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
-
-
-# --- Models -----------------------------------------------------------------------------------
-#
-# A model is a class whose constructor's arguments are its options; it raises ValueError for values that it can't
-# take. What else it may say of itself, as attributes: `mean` and `std` of its normalisation, per channel from 0
-# to 1 (else CIFAR-10's own); `channels_last` and `bf16`, whether it gains from them (else not); `options_from`,
-# which options a state dict is of (else the defaults); `optimizer(settings)`, which makes its own, whose groups may
-# have a factor on the schedule's learning rate, `lr_factor` (else `sgd`); `initialise(images)`, called once before
-# training with all training images, uint8 (N, 3, 32, 32), in order of their classes if they are from a folder.
-
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-
-
-class LeNet(nn.Module):
-    """LeNet of PyTorch's tutorial "Training a classifier": 62,006 parameters.
-
-    Images float32 (N, 3, 32, 32) -> logits (N, 10). `dropout` is the probability, from 0 to below 1, of dropout
-    between the linear layers. https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
-    """
-
-    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError("dropout must be a number of at least 0 and below 1")
-        self.conv1 = nn.Conv2d(3, 6, 5)
-        self.conv2 = nn.Conv2d(6, 16, 5)
-        self.fc1 = nn.Linear(16 * 5 * 5, 120)
-        self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, 10)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, images: Tensor) -> Tensor:
-        # The tutorial's ReLU comes before the pooling. The result is the same, for a quarter of the work.
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        x = self.dropout(F.relu(self.fc1(x.flatten(1))))
-        x = self.dropout(F.relu(self.fc2(x)))
-        return self.fc3(x)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, (N, C, H, W) -> (N, channels, H/stride, W/stride)."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_channels != channels:
-            projection = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 with a 3x3 stem for 32x32 images: 11,173,962 parameters at width 64.
-
-    Images float32 (N, 3, 32, 32) -> logits (N, 10). `width` is the number of channels of the first stage.
-    He et al. 2015, https://arxiv.org/abs/1512.03385
-    """
-
-    bf16 = True
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        if width < 1:
-            raise ValueError("width must be a whole number of at least 1")
-        # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
-        # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
-        self.channels_last = width >= 16
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
-        self.layer2 = nn.Sequential(BasicBlock(width, 2 * width, 2), BasicBlock(2 * width, 2 * width, 1))
-        self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2), BasicBlock(4 * width, 4 * width, 1))
-        self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2), BasicBlock(8 * width, 8 * width, 1))
-        self.linear = nn.Linear(8 * width, 10)
-
-    @staticmethod
-    def options_from(weights: Mapping[str, Tensor]) -> dict[str, object]:
-        """The options of the model whose state dict this may be."""
-        stem = weights.get("conv1.weight")
-        return {"width": len(stem)} if stem is not None and stem.ndim == 4 and len(stem) else {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.linear(x.mean((2, 3)))
-
-
-def build_model(settings: Settings) -> nn.Module:
-    """The settings' model, with weights drawn from their seed; WrongOption for values that it can't take."""
-    torch.manual_seed(settings.seed)
-    options = options_of(settings)
-    try:
-        return settings.model(**options)
-    except ValueError as error:
-        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
-        raise WrongOption(f"{settings.model.__name__} with {given}: {error}") from error
-
-
-def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` on `device`, in the memory layout that it gains from."""
-    fast = getattr(model, "channels_last", False)
-    return model.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
-
-
-def normalise(images: Tensor, model: nn.Module) -> Tensor:
-    """uint8 (N, 3, 32, 32) -> float32, less the model's channel means, over its standard deviations, in its layout."""
-    means, deviations = getattr(model, "mean", CIFAR10_MEAN), getattr(model, "std", CIFAR10_STD)
-    # Filled on the device, since a copy from the host would make it wait for a GPU.
-    fill = [[torch.full((1, 1), 255 * x, device=images.device) for x in values] for values in (means, deviations)]
-    images = images.float().sub_(torch.stack(fill[0])).div_(torch.stack(fill[1]))
-    return images.to(memory_format=torch.channels_last) if getattr(model, "channels_last", False) else images
 
 
 # --- One run's parts --------------------------------------------------------------------------
@@ -281,10 +82,22 @@ class Run:
     execution: Execution
     data: Data  # on the execution's device
     model: nn.Module  # whose weights are trained and saved
+    interface: Interface  # what it says of itself
     network: nn.Module  # the model as training calls it: in its precision, wrapped for several GPUs or processes
     optimizer: torch.optim.Optimizer
     folder: Path  # of its files
     signals: list[int]  # numbers of those that have arrived
+
+
+def build_model(settings: Settings) -> nn.Module:
+    """The settings' model, with weights drawn from their seed; WrongOption for values that it can't take."""
+    torch.manual_seed(settings.seed)
+    options = options_of(settings)
+    try:
+        return settings.model(**options)
+    except ValueError as error:
+        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+        raise WrongOption(f"{settings.model.__name__} with {given}: {error}") from error
 
 
 def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
@@ -295,12 +108,12 @@ def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
 
 def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.Module, folder: Path) -> Run:
     """Everything that training needs, on the execution's device."""
-    model = to_device(model, execution.device)
-    optimizer = model.optimizer(settings) if hasattr(model, "optimizer") else sgd(model.parameters(), settings)
+    model, interface = to_device(model, execution.device), interface_of(model)
+    optimizer = interface.optimizer(settings) if interface.optimizer else sgd(model.parameters(), settings)
     arrays = {name: value.to(execution.device) for name, value in vars(data).items() if isinstance(value, Tensor)}
     data = dataclasses.replace(data, **arrays)
     network = parallel_network(InPrecision(model, execution.precision), execution)
-    return Run(settings, execution, data, model, network, optimizer, folder, [])
+    return Run(settings, execution, data, model, interface, network, optimizer, folder, [])
 
 
 # --- Training and evaluation ------------------------------------------------------------------
@@ -312,53 +125,57 @@ ONE_CYCLE_PEAK = 0.23  # the part of the run at which the learning rate is highe
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
 
 
-def train(run: Run, state: dict) -> dict:
+def train(run: Run, state: State) -> State:
     """Train on from `state` to the run's last epoch, save it after each, and return it.
 
     When a signal arrives, the steps so far are saved and Interrupted is raised. Raises UserError when the loss
     becomes NaN or infinite.
     """
-    began = time.perf_counter() - state["total_seconds"]
+    began = time.perf_counter() - state.total_seconds
     run.model.train()
-    while state["epoch"] <= run.settings.epochs:
+    while state.epoch <= run.settings.epochs:
         try:
-            losses = train_epoch(run, state)
+            for reached in train_epoch(run, state):
+                state = reached  # also when a signal ends the epoch early
+            losses = all_reduce(state.losses)
+            check_finite(losses, state.epoch, 0)
             row = evaluate_epoch(run, state, losses)
         except Interrupted:
-            save_state(run, state | {"total_seconds": time.perf_counter() - began})
+            save_state(run, dataclasses.replace(state, total_seconds=time.perf_counter() - began))
             raise
-        state = next_epoch(run, state, losses, row) | {"total_seconds": time.perf_counter() - began}
+        state = next_epoch(run, state, losses, row)
+        state = dataclasses.replace(state, total_seconds=time.perf_counter() - began)
         save_state(run, state)
         if run.execution.rank == 0:
             print(describe_epoch(row, run.settings.epochs, len(run.data.train_labels)))
-    mirrored = {}
     if run.settings.augment:
-        images, labels = run.data.test_images, run.data.test_labels
-        mirrored = {"mirrored_test_accuracy": evaluate(run, images, labels, mirrored=True)[1]}
-    return state | {"mirrored": mirrored, "total_seconds": time.perf_counter() - began}
+        _, accuracy = evaluate(run, run.data.test_images, run.data.test_labels, mirrored=True)
+        state = dataclasses.replace(state, mirrored_test_accuracy=accuracy)
+    return dataclasses.replace(state, total_seconds=time.perf_counter() - began)
 
 
-def train_epoch(run: Run, state: dict) -> Tensor:
-    """Train to the end of the epoch in progress; float32 (steps,): the losses of all its steps and processes.
+def train_epoch(run: Run, state: State) -> Iterator[State]:
+    """Train to the end of the epoch in progress; the state after each chunk, and at the end.
 
-    `state` follows chunk by chunk, so that it can be saved when a signal ends the epoch early.
+    Raises Interrupted when a signal has arrived: the state before it is then the one to be saved.
     """
-    with tiny_steps(run.settings.batch_size), progress_bar(run, state) as bar:
-        started = time.perf_counter()
-        for batches, sizes, rates in epoch_chunks(run, state["epoch"], state["step"]):
+    count, size, on_cpu = len(run.data.train_labels), run.settings.batch_size, run.execution.device.type == "cpu"
+    title, done = f"epoch {state.epoch}/{run.settings.epochs}", min(state.step * size, count)
+    with tiny_steps(size), progress_bar(title, count, done, hidden=run.execution.rank != 0) as bar:
+        started = time.perf_counter() - state.seconds
+        for batches, sizes, rates in epoch_chunks(run, state.epoch, state.step):
             check_signals(run)
             losses = train_chunk(run, batches, sizes, rates)
-            if run.execution.device.type == "cpu":  # on a GPU this would make the host wait
-                check_finite(losses, state["epoch"], state["step"])
+            if on_cpu:  # on a GPU this would make the host wait
+                check_finite(losses, state.epoch, state.step)
                 bar.set_postfix(loss=f"{losses.sum() * run.execution.world_size / sum(sizes):.3f}", refresh=False)
             bar.update(sum(sizes))
-            state["losses"].append(losses)
-            state["step"] += len(batches)
-            started, state["seconds"] = time.perf_counter(), state["seconds"] + time.perf_counter() - started
-        losses = epoch_losses(state)  # on a GPU, what waits for the last steps
-        state["seconds"] += time.perf_counter() - started
-    check_finite(losses, state["epoch"], 0)
-    return losses
+            losses = torch.cat([state.losses.to(losses.device), losses])
+            seconds = time.perf_counter() - started
+            state = dataclasses.replace(state, step=state.step + len(batches), losses=losses, seconds=seconds)
+            yield state
+        losses = state.losses.cpu()  # on a GPU, this waits for the last steps
+        yield dataclasses.replace(state, losses=losses, seconds=time.perf_counter() - started)
 
 
 def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]) -> Tensor:
@@ -398,20 +215,20 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[T
     if settings.flips == "alternating":
         first_flips = torch.rand(count, generator=generator.manual_seed(mixed_seed(seed, 0))).lt(0.5).to(device)
         flips = (first_flips ^ (epoch % 2 == 0))[order]
-    positions = torch.arange(count, device=device).split(settings.batch_size)
+    steps = torch.arange(count, device=device).split(settings.batch_size)  # each one's positions in that order
     chunk_steps = max(1, CHUNK_IMAGES[device.type] // settings.batch_size)
-    for first in range(step, len(positions), chunk_steps):
+    for first in range(step, len(steps), chunk_steps):
         torch.manual_seed(mixed_seed(seed, epoch, first, rank))
-        batches = positions[first : first + chunk_steps]
-        shares = [batch.tensor_split(run.execution.world_size)[rank] for batch in batches]
-        chunk = torch.cat(shares)
-        images, labels = data.train_images[order[chunk]], data.train_labels[order[chunk]]
+        chunk = steps[first : first + chunk_steps]
+        shares = [positions.tensor_split(run.execution.world_size)[rank] for positions in chunk]
+        share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
+        images, labels = data.train_images[order[positions]], data.train_labels[order[positions]]
         if settings.augment:
-            images = augment(pad(images, settings), shifts[:, chunk], flips[chunk])
-        sizes = [len(share) for share in shares]
-        pairs = zip(normalise(images, run.model).split(sizes), labels.split(sizes), strict=True)
-        rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(positions)) for i in range(len(batches))]
-        yield list(pairs), [len(batch) for batch in batches], rates
+            images = augment(pad(images, settings), shifts[:, positions], flips[positions])
+        images = model_input(images, run.interface)
+        batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
+        rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
+        yield batches, [len(positions) for positions in chunk], rates
 
 
 def pad(images: Tensor, settings: Settings) -> Tensor:
@@ -464,23 +281,23 @@ def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -
             check_signals(run)
             share = batch.tensor_split(execution.world_size)[execution.rank]
             views = [images[share], images[share].flip(3)] if mirrored else [images[share]]
-            logits = sum(network(normalise(view, run.model)) for view in views) / len(views)
+            logits = sum(network(model_input(view, run.interface)) for view in views) / len(views)
             loss = F.cross_entropy(logits, labels[share], reduction="sum")
             sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
-        loss, correct = total(torch.stack(sums)).double().sum(0).tolist()
+        loss, correct = all_reduce(torch.stack(sums)).double().sum(0).tolist()
     run.model.train()
     return loss / len(labels), 100 * correct / len(labels)
 
 
-def evaluate_epoch(run: Run, state: dict, losses: Tensor) -> dict[str, float]:
+def evaluate_epoch(run: Run, state: State, losses: Tensor) -> dict[str, float]:
     """What the ended epoch, whose steps had these losses, adds to the history."""
     data = run.data
     part = slice(0, None, -(-len(data.train_labels) // TRAIN_EVALUATION_IMAGES))  # spread over the classes
     _, train_accuracy = evaluate(run, data.train_images[part], data.train_labels[part])
     test_loss, test_accuracy = evaluate(run, data.test_images, data.test_labels)
-    check_finite(torch.tensor(test_loss), state["epoch"], state["step"] - 1)
-    train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(run.settings, state["epoch"])
-    row = (state["epoch"], train_loss, train_accuracy, test_loss, test_accuracy, rate, state["seconds"])
+    check_finite(torch.tensor(test_loss), state.epoch, state.step - 1)
+    train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(run.settings, state.epoch)
+    row = (state.epoch, train_loss, train_accuracy, test_loss, test_accuracy, rate, state.seconds)
     validation = {}
     if len(data.validation_labels):
         loss, accuracy = evaluate(run, data.validation_images, data.validation_labels)
@@ -507,42 +324,49 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
         raise UserError(f"the loss is no finite number any more at epoch {epoch}, step {step}: try a lower --lr")
 
 
-# --- A run's state ----------------------------------------------------------------------------
+# --- A run's state and its checkpoint ---------------------------------------------------------
 
 
-def new_state() -> dict:
-    """A run at its beginning, and with model and optimizer what `checkpoint.pth` holds of one.
+@dataclass(frozen=True)
+class State:
+    """How far a run has come. `checkpoint.pth` has these entries beside those of model and optimizer.
 
     No random-number state is needed: `epoch_chunks` derives all of it from seed, epoch and step.
     """
-    return {
-        "epoch": 1,  # in progress
-        "step": 0,  # its steps so far,
-        "losses": [],  # their losses, chunk by chunk, summed over this process's images,
-        "seconds": 0.0,  # and the time they took
-        "total_seconds": 0.0,  # the run's, with evaluations and saving
-        "history": {name: [] for name in HISTORY},
-        "steps": {"epoch": [], "train_loss": []},
-        "best_model": {},
-    }
+
+    epoch: int = 1  # in progress
+    step: int = 0  # its steps so far,
+    # their losses, float32 (steps,), summed over this process's images (on disk, over those of all processes),
+    losses: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))
+    seconds: float = 0.0  # and the time they took
+    total_seconds: float = 0.0  # the run's, with evaluations and saving
+    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
+    steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
+    best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    mirrored_test_accuracy: float | None = None  # of a run that has ended, and trained with flips
 
 
-def epoch_losses(state: dict) -> Tensor:
-    """float32 (steps,): the losses so far of the epoch in progress, summed over images and processes."""
-    return total(torch.cat(state["losses"])) if state["losses"] else torch.zeros(0)
-
-
-def next_epoch(run: Run, state: dict, losses: Tensor, row: dict[str, float]) -> dict:
+def next_epoch(run: Run, state: State, losses: Tensor, row: dict[str, float]) -> State:
     """The state at the beginning of the next epoch: the ended one's steps had these losses; `row` is its history."""
-    history = {name: [*state["history"].get(name, []), value] for name, value in row.items()}
+    history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
     best = best_epoch(history)[0] == row["epoch"]
     size, count = run.settings.batch_size, len(run.data.train_labels)
-    return new_state() | {
-        "epoch": state["epoch"] + 1,
-        "history": history,
-        "steps": finer_losses(state["steps"], losses, state["epoch"], size, count),
-        "best_model": plain_weights(run.model) if best else state["best_model"],
-    }
+    return State(
+        epoch=state.epoch + 1,
+        history=history,
+        steps=finer_losses(state.steps, losses, state.epoch, size, count),
+        best_model=weights_on_cpu(run.model) if best else state.best_model,
+    )
+
+
+def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
+    """`steps` with the training loss of each twelfth of the epoch, placed at its end."""
+    edges = np.linspace(0, len(losses), min(len(losses), 12) + 1).round().astype(int)
+    sums = np.add.reduceat(losses.double().numpy(), edges[:-1])
+    ends = np.minimum(edges * batch_size, images)
+    epochs = (epoch - 1 + ends[1:] / images).round(4)
+    means = sums / np.diff(ends)
+    return {"epoch": steps["epoch"] + epochs.tolist(), "train_loss": steps["train_loss"] + means.tolist()}
 
 
 def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
@@ -551,26 +375,25 @@ def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
     return history["epoch"][int(np.argmax(history[f"{images}_accuracy"]))], images
 
 
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_state(run: Run, state: dict) -> None:
+def save_state(run: Run, state: State) -> None:
     """Write `checkpoint.pth`; every process must call this, and rank 0 writes."""
-    state = state | {"losses": epoch_losses(state)}
+    state = dataclasses.replace(state, losses=all_reduce(state.losses))
     if run.execution.rank == 0:
         head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
         parts = {"dataset": dataset_record(run.data), "model": run.model.state_dict()}
-        content = {**head, **parts, "optimizer": run.optimizer.state_dict(), **state}
+        content = {**head, **parts, "optimizer": run.optimizer.state_dict(), **vars(state)}
         write_torch(run.folder / "checkpoint.pth", content)
 
 
-def saved_state(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict:
-    """With `--resume` the folder's checkpoint, else a new state.
+def checkpoint_to_continue(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict | None:
+    """With `--resume` the folder's checkpoint, or None to start at the beginning; prints which, and why.
 
-    Raises UserError if the checkpoint is damaged, or is of other settings: it lists which. A constant
-    learning rate does not depend on the epochs to come, so that there may be more of them.
+    UserError if it is damaged or of other settings; without `--resume` that doesn't matter.
     """
     path = folder / "checkpoint.pth"
     # A worker that torchrun starts again continues, too.
@@ -578,80 +401,90 @@ def saved_state(folder: Path, settings: Settings, dataset: dict[str, object]) ->
     if not path.is_file():
         if resume:
             print(f"no checkpoint in {folder}: starting at the beginning")
-        return new_state()
+        return None
     try:
-        state = read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
     except UserError as error:
         if resume:
             raise
         print(f"{error}. Starting afresh.", file=sys.stderr)
-        return new_state()
+        return None
     if not resume:
-        print(f"{path} is a checkpoint of epoch {state['epoch']}: --resume continues it. Starting afresh.")
-        return new_state()
-    was = LATER | state["config"] | state["dataset"]
+        print(f"{path} is a checkpoint of epoch {checkpoint['epoch']}: --resume continues it. Starting afresh.")
+        return None
+    check_same_settings(checkpoint, settings, dataset, path)
+    print(f"resuming at epoch {checkpoint['epoch']}, step {checkpoint['step']}")
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A `checkpoint.pth`; UserError if it is damaged or another file."""
+    checkpoint, added_later = read_torch(path), {"total_seconds", "mirrored_test_accuracy"}
+    needed = {"config", "dataset", "model", "optimizer", *vars(State())} - added_later
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise UserError(f"{path} is no checkpoint of these scripts")
+    return {"total_seconds": sum(checkpoint["history"]["seconds"]), **checkpoint}
+
+
+def check_same_settings(checkpoint: dict, settings: Settings, dataset: dict[str, object], path: Path) -> None:
+    """UserError that lists what differs from the checkpoint's settings and data.
+
+    A constant learning rate does not depend on the epochs to come, so that there may be more of them.
+    """
+    was = EARLIER_VALUES | checkpoint["config"] | checkpoint["dataset"]
     changed = differences(config_of(settings) | dataset, was)
     if settings.schedule == "constant" and settings.epochs >= was["epochs"]:
         changed.pop("epochs", None)
     if changed:
         listed = ", ".join(f"{name} {was.get(name)} -> {value}" for name, value in changed.items())
         raise UserError(f"{path} is of other settings ({listed}): give the same ones, or start without --resume")
-    print(f"resuming at epoch {state['epoch']}, step {state['step']}")
-    return state
 
 
-def read_checkpoint(path: Path) -> dict:
-    """A `checkpoint.pth`; UserError if it is damaged or another file."""
-    state = read_torch(path)
-    needed = {"config", "dataset", "model", "optimizer", *new_state()} - {"total_seconds"}  # older ones have none
-    if not isinstance(state, dict) or not needed <= set(state):
-        raise UserError(f"{path} is no checkpoint of these scripts")
-    return {"total_seconds": sum(state["history"]["seconds"]), **state}
-
-
-def continue_from(run: Run, state: dict) -> dict:
-    """Load a checkpoint's model and optimizer; the rest of `state`, as training goes on from it."""
-    if "model" in state:
-        run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        # Losses so far are those of all processes: rank 0's share from here on.
-        state = state | {"losses": [state["losses"].to(run.execution.device) * (run.execution.rank == 0)]}
-    return {name: state[name] for name in new_state()}
+def continue_from(run: Run, checkpoint: dict) -> State:
+    """Load a checkpoint's model and optimizer; its state, as training goes on from it."""
+    run.model.load_state_dict(checkpoint["model"])
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    state = State(**{name: checkpoint[name] for name in vars(State()) if name in checkpoint})
+    # Losses so far are those of all processes: rank 0's share from here on.
+    return dataclasses.replace(state, losses=state.losses * (run.execution.rank == 0))
 
 
 # --- Results ----------------------------------------------------------------------------------
 
 
-def run_record(run: Run, state: dict) -> dict:
+def run_record(run: Run, state: State) -> dict:
     """What `loss.json` holds of a finished run; the README documents it."""
-    history, seconds = state["history"], sum(state["history"]["seconds"])
+    history, seconds, mirrored = state.history, sum(state.history["seconds"]), state.mirrored_test_accuracy
     epoch, chosen_on = best_epoch(history)
     result = {
         "final_test_accuracy": history["test_accuracy"][-1],
         "best_test_accuracy": history["test_accuracy"][epoch - 1],
         "best_epoch": epoch,
         "best_epoch_chosen_on": chosen_on,
-        **state["mirrored"],
+        **({} if mirrored is None else {"mirrored_test_accuracy": mirrored}),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "train_seconds": seconds,
-        "total_seconds": state["total_seconds"],
+        "total_seconds": state.total_seconds,
         "images_per_second": len(run.data.train_labels) * len(history["epoch"]) / seconds,
     }
     head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
     parts = {"dataset": dataset_record(run.data), "environment": environment_record(run.execution)}
-    return {**head, **parts, "history": history, "steps": state["steps"], "result": result}
+    return {**head, **parts, "history": history, "steps": state.steps, "result": result}
 
 
-def write_results(run: Run, record: dict, best_model: dict[str, Tensor]) -> None:
-    """Put a finished run's four files into its folder; only then is its checkpoint removed."""
-    folder, picture = run.folder, draw_losses(record)
+def write_results(run: Run, record: dict, best_model: dict[str, Tensor], changed: str) -> None:
+    """Put a finished run's four files into its folder; only then is its checkpoint removed.
+
+    `changed` says in which settings it differs from the stated ones.
+    """
+    folder, picture = run.folder, draw_losses(record, changed)
     write_torch(folder / "best_model.pth", best_model)
-    write_torch(folder / "model.pth", plain_weights(run.model))
+    write_torch(folder / "model.pth", weights_on_cpu(run.model))
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
     write_file(folder / "loss.png", picture)
     (folder / "checkpoint.pth").unlink()
-    result = record["result"]
-    print(f"{describe_result(result)}; {result['train_seconds']:.1f} s of training; results in {folder}{standing(record)}")
+    print(f"{record['result']['train_seconds']:.1f} s of training; results in {folder}")
+    print(f"{describe_result(record['result'])}{standing(record)}")
 
 
 # --- A run ------------------------------------------------------------------------------------
@@ -665,36 +498,46 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
     with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
     """
     stated = stated or stated_settings(settings.experiment) or settings
-    settings = checked(settings, config_of(settings))
+    settings = validated(settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([]))
-        model, execution = build_model(settings), start_execution(settings)
+        model = build_model(settings)
+        interface = interface_of(model)
+        execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
         first = execution.rank == 0
         data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
         data = hold_out(data, settings.validation_images)
-        if hasattr(model, "initialise"):
-            with torch.no_grad():
-                model.initialise(data.train_images)
+        with torch.no_grad():
+            interface.initialise(data.train_images)
         folder = run_folder(settings, stated, data.name)
+        changed = describe(differences(config_of(settings), config_of(stated)))
         if first:
-            stack.enter_context(opened(folder))
+            stack.enter_context(locked_run_folder(folder))
             sys.stderr.write(warning)
-            introduce(settings, execution, data)
-        state = from_rank_0(saved_state(folder, settings, dataset_record(data)) if first else None)
+            introduce(settings, changed, execution, data)
+        checkpoint = from_rank_0(checkpoint_to_continue(folder, settings, dataset_record(data)) if first else None)
         this_run = prepare_run(settings, execution, data, model, folder)
         stack.enter_context(process_settings(execution.device, this_run.signals))
-        state = train(this_run, continue_from(this_run, state))
+        state = train(this_run, continue_from(this_run, checkpoint) if checkpoint else State())
         record = run_record(this_run, state)
         if first:
-            write_results(this_run, record, state["best_model"])
+            write_results(this_run, record, state.best_model, changed)
             sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
         leave_processes()
     return record
 
 
-def introduce(settings: Settings, execution: Execution, data: Data) -> None:
-    """Print what is about to be trained."""
-    print(f"{settings.experiment} ({describe(config_of(settings))})")
+def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
+    """modelset/<experiment>/, with a subfolder named after what differs from the stated settings."""
+    changed = differences(config_of(settings), config_of(stated))
+    if dataset != "cifar10":
+        changed["dataset"] = dataset
+    return Path(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
+
+
+def introduce(settings: Settings, changed: str, execution: Execution, data: Data) -> None:
+    """Print what is about to be trained, and what is `changed` from the stated settings; all are in loss.json."""
+    print(f"{settings.experiment}, {changed.replace(',', ', ') or 'as stated'}")
     print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
     if settings.data_parallel and execution.parallel == "none":
         print("no more than one GPU to use: training without DataParallel")

@@ -19,13 +19,14 @@ from pathlib import Path
 from comparison.conclusions import CONCLUSIONS, judge_all
 from comparison.curves import COLOURS, draw_comparison, png
 from comparison.page import comparison_page
-from comparison.reference import MODELSET, REFERENCE
 from comparison.reference_page import draw_results, page
 from comparison.runs import Runs, read_runs
 from comparison.table import common_settings, table_rows, text_table
-from internals.arguments import ArgumentParser, HelpFormatter, within
-from internals.files import UserError, write_file
-from internals.output import make_output_last
+from files.writing import write_file
+from results.reference import MODELSET, REFERENCE
+from terminal.arguments import ArgumentParser, HelpFormatter, number_within
+from terminal.errors import UserError
+from terminal.output import make_output_last
 
 
 def paths_of_own_runs() -> list[Path]:
@@ -80,7 +81,7 @@ def main() -> None:
     add = parser.add_argument
     add("paths", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help="what to compare, if not all runs of your own")
     add("--over", choices=("epochs", "seconds"), default="epochs", help="what the picture's curves are over")
-    add("--epochs-to", type=within(float, 0, math.inf), metavar="ACCURACY", help="per cent to reach")
+    add("--epochs-to", type=number_within(float, 0, math.inf), metavar="ACCURACY", help="per cent to reach")
     add("--csv", type=Path, metavar="FILE", help="write one row per run, with all settings and results")
     add("--output", type=Path, default=Path(), metavar="DIR", help="folder of the picture and the page")
     add("--conclusions", action="store_true", help="judge the original's four by the reference, and write its page")

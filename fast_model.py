@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ONE_CYCLE_PEAK, Settings, main, normalise, sgd
+from common import ONE_CYCLE_PEAK, Settings, main, sgd
+from models.interface import interface_of, model_input
 
 
-class Group(nn.Module):
+class ConvGroup(nn.Module):
     """Two 3x3 convolutions, the first one pooled, (N, C, H, W) -> (N, channels, H // 2, W // 2)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -54,13 +55,13 @@ class FastNet(nn.Module):
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad_(False)
         nn.init.zeros_(self.whiten.bias)
-        self.groups = nn.Sequential(Group(24, width), Group(width, 4 * width), Group(4 * width, 4 * width))
+        self.groups = nn.Sequential(ConvGroup(24, width), ConvGroup(width, 4 * width), ConvGroup(4 * width, 4 * width))
         self.linear = nn.Linear(4 * width, 10, bias=False)
 
     def initialise(self, images: Tensor) -> None:
         """Set the first layer to the principal components of 2x2 patches, scaled to variance 1, and their negatives."""
         some = images[:: max(1, len(images) // 5000)]  # of all classes: an image folder's come in order
-        patches = F.unfold(normalise(some, self), 2).transpose(1, 2).flatten(0, 1).double()
+        patches = F.unfold(model_input(some, interface_of(self)), 2).transpose(1, 2).flatten(0, 1).double()
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (components / (variances + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))

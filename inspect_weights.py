@@ -15,9 +15,7 @@ and in a dictionary with other things. Nothing in a file is executed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -25,78 +23,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from common import LeNet, ResNet18, normalise, options_of, stated_settings, to_device
-from internals.arguments import ArgumentParser, HelpFormatter
-from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
-from internals.files import UserError, write_file
-from internals.output import make_output_last
-from internals.photos import ROWS, draw_classified, read_photo
-from internals.weights import read_weights, refuse_unknown_pooling, warn_of_non_finite, without_prefix
+from cifar10.loading import CLASSES, DATA_DIR, load_cifar10
+from files.writing import write_file
+from inspection.models import TrainedModel, recognise, weights_file
+from inspection.photos import ROWS, draw_classified, read_photo
+from inspection.weights import read_weights, warn_of_non_finite
+from terminal.arguments import ArgumentParser, HelpFormatter
+from terminal.errors import UserError
+from terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
-
-
-def weights_file(path: Path) -> Path:
-    """The path itself, or model.pth in it if it is a folder."""
-    return path / "model.pth" if path.is_dir() else path
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The trained tensors: all but BatchNorm's running statistics."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return {name: tensor for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()}
-
-
-def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
-    """What a file may be of: the model of the run whose loss.json lies beside it, and those of common.py.
-
-    The latter are shapes without memory, since a file may claim any width.
-    """
-    models = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no loss.json, or not that of a run
-        run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
-        stated = stated_settings(run["experiment"])
-        if stated and stated.model.__name__ == run["config"]["model"]:
-            options = options_of(stated)  # older runs say nothing of an option that is new
-            models.append(stated.model(**{name: run["config"].get(name, value) for name, value in options.items()}))
-    with torch.device("meta"):
-        for model in (LeNet, ResNet18):
-            models.append(model(**getattr(model, "options_from", lambda weights: {})(weights)))
-    return models
-
-
-def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """The model whose names and shapes these are, with these weights, in eval mode; UserError if there is none."""
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    others = {}
-    for model in candidates(weights, path):
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        if expected == found:
-            types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-            model.load_state_dict({name: tensor.to(types[name]) for name, tensor in weights.items()}, assign=True)
-            return to_device(model, torch.device("cpu")).eval()
-        differing = (name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        others[type(model).__name__] = {name: expected.get(name, "none") for name in differing}
-    nearest = min(others.values(), key=len)
-    name = min(nearest)
-    raise UserError(
-        f"{path} is neither {' nor '.join(others)}: {name} is {found.get(name, 'missing')}, expected "
-        f"{nearest[name]} ({len(nearest)} tensors differ)"
-    )
-
-
-def recognise_in_prefix(weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """`recognise`, also if the model is a part of another, as in Lightning; its own names come first."""
-    try:
-        return recognise(weights, path)
-    except UserError:
-        inner = without_prefix(weights)
-        if inner is not None:
-            return recognise_in_prefix(inner, path)
-        refuse_unknown_pooling(weights, path)
-        raise
 
 
 # --- Statistics -------------------------------------------------------------------------------
@@ -196,10 +140,10 @@ def png(figure: object) -> bytes:
 # --- Evaluation -------------------------------------------------------------------------------
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
     """uint8 (N, 3, 32, 32) -> logits float32 (N, 10)."""
     with torch.inference_mode():
-        return torch.cat([model(normalise(batch, model)) for batch in images.split(250)])
+        return torch.cat([model(batch) for batch in images.split(250)])
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
@@ -244,7 +188,7 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> byte
     return png(figure)
 
 
-def evaluate(model: nn.Module, data_dir: Path, folder: Path) -> None:
+def evaluate(model: TrainedModel, data_dir: Path, folder: Path) -> None:
     """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
     data = load_cifar10(data_dir)
     logits, labels = logits_of(model, data.test_images), data.test_labels
@@ -266,7 +210,7 @@ def evaluate(model: nn.Module, data_dir: Path, folder: Path) -> None:
 # --- Photos -----------------------------------------------------------------------------------
 
 
-def classify(model: nn.Module, paths: list[Path], folder: Path) -> bool:
+def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
     """Print each picture's three likeliest classes and draw classified.png; whether all of them could be read."""
     photos = {}
     for path in paths:
@@ -321,7 +265,7 @@ def inspect(arguments: argparse.Namespace) -> bool:
         write_picture(path.parent / "weights.png", draw_weights(parameters, None, [str(arguments.path)]))
     if not arguments.evaluate and not arguments.classify:
         return True
-    model = recognise_in_prefix(weights, path)
+    model = TrainedModel(recognise(weights, path))
     if arguments.evaluate:
         evaluate(model, arguments.data_dir, path.parent)
     return classify(model, arguments.classify or [], path.parent)

@@ -41,11 +41,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import original_version_model_multigpu
 import resnet_model
-from internals.arguments import ArgumentParser, HelpFormatter, within
-from internals.execution import Execution, choose_precision, processor_name
-from internals.files import UserError, write_file
-from internals.output import make_output_last
-from internals.processes import join_processes, leave_processes
+from devices.execution import Execution, choose_precision, processor_name
+from devices.processes import join_processes, leave_processes
+from files.writing import write_file
+from models.interface import interface_of
+from terminal.arguments import ArgumentParser, HelpFormatter, number_within
+from terminal.errors import UserError
+from terminal.output import make_output_last
 
 ROUNDS = 3  # of all numbers of devices in turn; medians count
 IMAGES = 8192  # whole batches of every size
@@ -70,11 +72,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     width = 64 if torch.cuda.is_available() else 32
-    add("--width", type=within(int, 1, 2**31), default=width, help="of ResNet-18; 64 is the experiment's")
-    add("--seconds", type=within(float, 0, 3600), default=0.5, help="that each measurement takes at least")
+    add("--width", type=number_within(int, 1, 2**31), default=width, help="of ResNet-18; 64 is the experiment's")
+    add("--seconds", type=number_within(float, 0, 3600), default=0.5, help="that each measurement takes at least")
     values = "; ".join(f"{name}: {rate / 1e9:g} and {latency * 1e6:g}" for name, (latency, rate) in LINKS.items())
-    add("--bandwidth", type=within(float, 1e-6, 1e9), help=f"GB/s, instead of the measured. With latency: {values}")
-    add("--latency", type=within(float, 0, 1e9), help="microseconds per message, instead of the measured")
+    bandwidth_help = f"GB/s, instead of the measured. With latency: {values}"
+    add("--bandwidth", type=number_within(float, 1e-6, 1e9), help=bandwidth_help)
+    add("--latency", type=number_within(float, 0, 1e9), help="microseconds per message, instead of the measured")
     add("--output", type=Path, metavar="DIR", default=Path(__file__).parent, help="where the two files go")
     return parser.parse_args()
 
@@ -177,11 +180,13 @@ def report(what: str, of: common.Settings | int, devices: int, seconds: float) -
 
 def step_seconds(case: common.Settings, execution: Execution, seconds: float, images: int = 0) -> float:
     """Seconds per step of training, over `images`, or over about that many seconds."""
-    execution = dataclasses.replace(execution, precision=choose_precision(case, execution.device.type))
+    model = common.build_model(case)
+    precision = choose_precision(case.precision, execution.device.type, interface_of(model).bf16)
+    execution = dataclasses.replace(execution, precision=precision)
     labels = torch.arange(IMAGES) % 10
     random_images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
-    run = common.prepare_run(case, execution, data, common.build_model(case), Path())
+    run = common.prepare_run(case, execution, data, model, Path())
     chunks = itertools.chain.from_iterable(common.epoch_chunks(run, epoch, 0) for epoch in itertools.count(1))
     for chunk in itertools.islice(chunks, 2 if dist.is_initialized() else 1):
         common.train_chunk(run, *chunk)  # DistributedDataParallel rearranges its buckets after the first step
@@ -337,7 +342,7 @@ def scaling_record(arguments: argparse.Namespace, seconds: dict[Key, float]) -> 
             "model": settings.model.__name__,
             "width": settings.options.get("width"),
             "batch_size": settings.batch_size,
-            "precision": choose_precision(settings, "cuda" if gpus else "cpu"),
+            "precision": choose_precision(settings.precision, "cuda" if gpus else "cpu", interface_of(model).bf16),
             "gradient_bytes": sum(4 * parameter.numel() for parameter in model.parameters()),
             "exchanges": 1 + 2 * sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()),
         }

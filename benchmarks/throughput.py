@@ -37,8 +37,9 @@ import fast_model
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
-from internals.arguments import ArgumentParser, HelpFormatter
-from internals.synthetic import synthetic_images
+from cifar10.synthetic import synthetic_images
+from models.interface import interface_of
+from terminal.arguments import ArgumentParser, HelpFormatter
 
 ROUNDS = 5
 CASES = {  # the settings, and about how many seconds each measurement lasts
@@ -68,10 +69,10 @@ class Images(Dataset):
 def conventional_steps(settings: common.Settings, data: common.Data, device: torch.device) -> Iterator[int]:
     """Endless steps of the conventional loop; yields each one's images."""
     model = common.build_model(settings).to(device)
-    normalisation = getattr(model, "mean", common.CIFAR10_MEAN), getattr(model, "std", common.CIFAR10_STD)
+    interface = interface_of(model)
     crop = transforms.RandomCrop(32, padding=settings.crop_padding)
     extra = [crop, transforms.RandomHorizontalFlip()] if settings.augment else []
-    transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(*normalisation)])
+    transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(interface.mean, interface.std)])
     loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
     options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.SGD(model.parameters(), settings.lr, **options)
@@ -161,7 +162,8 @@ def measure_case(name: str, device_name: str, progress: tqdm) -> list[str]:
     """A row of the table."""
     stated, seconds = CASES[name]
     settings = dataclasses.replace(stated, device=device_name, data_parallel=False)
-    execution = common.start_execution(settings)
+    bf16 = interface_of(common.build_model(settings)).bf16
+    execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
     data = common.Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py")
     ours, bare = (common.prepare_run(settings, execution, data, common.build_model(settings), Path()) for _ in range(2))
     prepared: list[float] = []

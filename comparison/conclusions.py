@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from comparison.evidence import OPEN, Evidence, combined, difference, interval, verdict
-from comparison.reference import MODELSET, NOT_COMPARED, settings_in_use
 from comparison.runs import Runs, config_of_row, names_of, values
+from results.reference import MODELSET, NOT_COMPARED, settings_in_use
 
 CONCLUSIONS = (
     "The choice of model matters more than tuning parameters",

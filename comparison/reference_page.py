@@ -10,9 +10,9 @@ from tabulate import tabulate
 
 from comparison.conclusions import CONCLUSIONS, Evidence
 from comparison.curves import COLOURS, TEXT, WIDTH
-from comparison.reference import mean_text, original_run
 from comparison.runs import Runs, config_of_row, values
 from comparison.table import common_settings, table_rows
+from results.reference import mean_text, original_run
 
 SCRIPTS = {  # in the order of the README's table: the name in the picture, and the epochs, if not the stated ones
     "original_version_model": ("LeNet, 5 epochs", 5),

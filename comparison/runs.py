@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common import HISTORY, Settings, config_of, stated_settings
-from comparison.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_use
-from internals.files import UserError, read_torch
+from common import HISTORY
+from files.writing import read_torch
+from results.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_use
+from settings.experiment import Settings, config_of, stated_settings
+from terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
 MACHINE = ("device", "processor", "threads", "parallel", "world_size", "torch")

@@ -7,8 +7,8 @@ import shutil
 import pandas as pd
 from tabulate import tabulate
 
-from comparison.reference import NOT_COMPARED, mean_text, original_accuracy, reference_accuracies, reference_runs
 from comparison.runs import Runs, config_of_row, names_of, setting_text, values
+from results.reference import NOT_COMPARED, mean_text, original_accuracy, reference_accuracies, reference_runs
 
 AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
 LOSSES = ["train loss", "test loss"]

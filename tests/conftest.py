@@ -21,8 +21,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from internals.cifar10 import CLASSES
-from internals.synthetic import synthetic_images
+from cifar10.loading import CLASSES
+from cifar10.synthetic import synthetic_images
 
 EXPERIMENTS = (
     "original_version_model",
@@ -32,6 +32,7 @@ EXPERIMENTS = (
     "resnet_model",
     "fast_model",
 )
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # the folders that the scripts need
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["common", "torchvision.datasets", "matplotlib.figure", "PIL.Image"])
 
@@ -69,8 +70,8 @@ def copied(tmp_path: Path) -> Path:
     (folder / "modelset").mkdir(parents=True)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "internals", folder / "internals", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "comparison", folder / "comparison", ignore=shutil.ignore_patterns("__pycache__"))
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -120,11 +121,11 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -
 
     torch.set_num_threads(1)
     if script.parent == ROOT:
-        from internals import cifar10
+        from cifar10 import loading
 
-        cifar10.DATA_DIR = Path(env["CIFAR10_DIR"])
+        loading.DATA_DIR = Path(env["CIFAR10_DIR"])
     else:  # a copy, which has its own common.py
-        for name in [name for name in sys.modules if name.split(".")[0] in ("common", "comparison", "internals")]:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("common", *ROOMS)]:
             del sys.modules[name]
         sys.path[:] = [str(script.parent), *(path for path in sys.path if path != str(ROOT))]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -17,11 +17,12 @@ import pytest
 from conftest import ROOT, wait_for
 
 import compare_results
-from common import config_of
-from comparison import conclusions, curves, evidence, page, reference, reference_page, table
+from comparison import conclusions, curves, evidence, page, reference_page, table
 from comparison.evidence import CONTRADICTED, HOLDS, OPEN, PARTLY, UNDECIDED
 from comparison.runs import names_of, read_runs
-from internals.files import write_torch
+from files.writing import write_torch
+from results import reference
+from settings.experiment import config_of
 
 BASELINE, LENET, L2, DROPOUT, RESNET = (
     "original_version_model",

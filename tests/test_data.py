@@ -18,10 +18,10 @@ from conftest import Command, make_image_folder
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from internals import cifar10
-from internals.cifar10 import CLASSES, DataUnavailable, load_cifar10, load_data
-from internals.files import UserError
-from internals.synthetic import synthetic_images
+from cifar10 import loading
+from cifar10.loading import CLASSES, DataUnavailable, load_cifar10, load_data
+from cifar10.synthetic import synthetic_images
+from terminal.errors import UserError
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def put_official_files(folder: Path) -> Path:
     return folder
 
 
-def check_official(data: cifar10.Data) -> None:
+def check_official(data: loading.Data) -> None:
     assert data.train_images.shape == (50, 3, 32, 32) and data.test_images.shape == (10, 3, 32, 32)
     assert np.array_equal(data.train_images[10:20].reshape(10, -1), noise(1, 10, 3072))
     assert np.array_equal(data.test_images.reshape(10, -1), noise(5, 10, 3072))
@@ -230,10 +230,10 @@ def test_official_files(tmp_path: Path, archive: bytes) -> None:
 
 
 def test_official_archive(tmp_path: Path, archive: bytes) -> None:
-    (tmp_path / cifar10.ARCHIVE).write_bytes(archive)
+    (tmp_path / loading.ARCHIVE).write_bytes(archive)
     check_official(load_cifar10(tmp_path))
     check_official(load_cifar10(tmp_path))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == [cifar10.ARCHIVE, "cifar10-cache.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == [loading.ARCHIVE, "cifar10-cache.npz"]
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
@@ -293,12 +293,12 @@ def test_a_wrong_archive_is_refused(tmp_path: Path, archive: bytes, what: str) -
         content = buffer.getvalue()
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / cifar10.ARCHIVE).write_bytes(content)
+    (folder / loading.ARCHIVE).write_bytes(content)
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz fails its MD5 check") as error:
         load_cifar10(folder)
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
-    assert {p.name for p in folder.iterdir()} <= {cifar10.ARCHIVE, ".lock"}
+    assert {p.name for p in folder.iterdir()} <= {loading.ARCHIVE, ".lock"}
 
 
 # --- What is not CIFAR-10, or not where it should be
@@ -411,14 +411,14 @@ def server(archive: bytes) -> Iterator[str]:
 
 def test_download_passes_by_mirrors_that_fail(tmp_path: Path, server: str) -> None:
     paths = ("missing", "corrupt", "short", "silent", "stalled", "good")
-    cifar10.download(tmp_path, tuple(f"{server}/{path}" for path in paths), timeout=0.3)
+    loading.download(tmp_path, tuple(f"{server}/{path}" for path in paths), timeout=0.3)
     check_official(load_cifar10(tmp_path))
 
 
 @pytest.mark.parametrize("path", ["missing", "corrupt", "short", "silent", "stalled"])
 def test_a_failed_download_names_the_mirror_and_leaves_nothing(tmp_path: Path, server: str, path: str) -> None:
     with pytest.raises(DataUnavailable) as error:
-        cifar10.download(tmp_path, (f"{server}/{path}", f"{server}/missing"), timeout=0.3)
+        loading.download(tmp_path, (f"{server}/{path}", f"{server}/missing"), timeout=0.3)
     first, _, *tried, last = str(error.value).splitlines()
     assert first == f"CIFAR-10 is not in {tmp_path} and could not be downloaded." and "--data-dir" in last
     assert [line.split()[0] for line in tried] == [f"{server}/{path}", f"{server}/missing"]
@@ -427,7 +427,7 @@ def test_a_failed_download_names_the_mirror_and_leaves_nothing(tmp_path: Path, s
 
 def test_what_a_killed_download_leaves_is_removed(own_data_dir: Path) -> None:
     (own_data_dir / ".cifar10-abc.tmp").mkdir()
-    (own_data_dir / ".cifar10-abc.tmp" / cifar10.ARCHIVE).write_text("half")
+    (own_data_dir / ".cifar10-abc.tmp" / loading.ARCHIVE).write_text("half")
     (own_data_dir / ".cifar10-cifar10-cache.npz.tmp").write_text("half")
     (own_data_dir / ".somebody-elses.tmp").write_text("stays")
     load_cifar10(own_data_dir)

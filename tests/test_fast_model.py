@@ -13,9 +13,9 @@ from conftest import make_image_folder, read_run, same_losses, same_weights, wai
 from test_parallel import torchrun
 
 import common
+from cifar10.synthetic import synthetic_images
 from common import Execution
 from fast_model import SETTINGS, FastNet
-from internals.synthetic import synthetic_images
 
 ALONE = Execution(torch.device("cpu"), "fp32", "none")
 SCRIPT = ("fast_model", "--batch-size", 33, "--lr", 0.1)
@@ -59,7 +59,7 @@ def test_first_layer_whitens_the_training_images() -> None:
     model.initialise(images)
     with torch.no_grad():
         assert not model.whiten.bias.any()
-        outputs = model.whiten(common.normalise(images, model)).transpose(0, 1).flatten(1)
+        outputs = model.whiten(common.model_input(images, common.interface_of(model))).transpose(0, 1).flatten(1)
     assert torch.equal(outputs[:12], -outputs[12:])
     moments = (outputs[:12] @ outputs[:12].T / outputs.shape[1]).double()
     assert torch.allclose(moments - moments.diag().diag(), torch.zeros(12, 12, dtype=torch.float64), atol=1e-3)
@@ -70,8 +70,9 @@ def test_first_layer_sees_images_of_all_classes() -> None:
     model, bright = FastNet(), small_data(500).train_images
     dark = torch.zeros_like(bright)
     model.initialise(torch.cat([dark.repeat(10, 1, 1, 1), bright.repeat(10, 1, 1, 1)]))  # in order, as from a folder
+    images = common.model_input(torch.cat([dark, bright]), common.interface_of(model))
     with torch.no_grad():
-        outputs = model.whiten(common.normalise(torch.cat([dark, bright]), model)).transpose(0, 1).flatten(1)
+        outputs = model.whiten(images).transpose(0, 1).flatten(1)
     assert outputs[11].square().mean().item() == pytest.approx(1, abs=0.1)  # of the largest component, the brightness
 
 
@@ -117,7 +118,7 @@ def test_every_fifth_step_ends_between_the_weights_and_their_average(tmp_path: P
 def test_a_learning_rate_of_0_trains_nothing(tmp_path: Path) -> None:
     run = prepared(tmp_path, lr=0.0, epochs=2)
     before = run.model.linear.weight.clone()
-    common.train(run, common.new_state())  # eight steps
+    common.train(run, common.State())  # eight steps
     assert torch.equal(run.model.linear.weight, before)
 
 
@@ -154,11 +155,11 @@ def test_several_processes_train_the_single_processs_model(run, tmp_path: Path, 
 
 def test_mirrored_accuracy_is_that_of_the_mean_logits(tmp_path: Path) -> None:
     run = prepared(tmp_path, epochs=1)
-    state = common.train(run, common.new_state())
+    state = common.train(run, common.State())
     images, labels = run.data.test_images, run.data.test_labels
     run.model.eval()
     with torch.inference_mode():
-        views = (run.model(common.normalise(view, run.model)) for view in (images, images.flip(3)))
+        views = (run.model(common.model_input(view, run.interface)) for view in (images, images.flip(3)))
         logits = sum(views) / 2
     result = common.run_record(run, state)["result"]
     assert result["mirrored_test_accuracy"] == pytest.approx(100 * logits.argmax(1).eq(labels).float().mean().item())
@@ -168,7 +169,7 @@ def test_mirrored_accuracy_is_that_of_the_mean_logits(tmp_path: Path) -> None:
 
 def test_without_flips_there_is_no_mirrored_accuracy(tmp_path: Path) -> None:
     run = prepared(tmp_path, epochs=1, augment=False)
-    state = common.train(run, common.new_state())
+    state = common.train(run, common.State())
     assert "mirrored_test_accuracy" not in common.run_record(run, state)["result"]
 
 

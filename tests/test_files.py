@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import FORKSERVER, ROOT, Finished, _child, environment, read_run
 
-from internals.cifar10 import load_cifar10
-from internals.files import UserError, locked
+from cifar10.loading import load_cifar10
+from files.locks import locked
+from terminal.errors import UserError
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -9,9 +9,9 @@ import torch
 from conftest import ROOT, read_run, run_command
 
 import common
+from cifar10.synthetic import synthetic_images
 from common import Execution
 from fast_model import SETTINGS as FAST
-from internals.synthetic import synthetic_images
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
@@ -37,8 +37,8 @@ def prepare(settings: common.Settings, device: str, precision: str = "fp32", par
 def train(*arguments: object, **options: object) -> tuple[dict, dict]:
     """The history and the weights of a short run."""
     run = prepare(*arguments, **options)
-    state = common.train(run, common.new_state())
-    return state["history"], common.plain_weights(run.model)
+    state = common.train(run, common.State())
+    return state.history, common.weights_on_cpu(run.model)
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -112,6 +112,6 @@ def test_the_host_never_waits_within_an_epoch(model: str, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs")
 def test_several_gpus_are_wrapped_in_data_parallel() -> None:
-    assert common.start_execution(LENET).parallel == "DataParallel"
-    assert common.start_execution(dataclasses.replace(LENET, device="cuda:1")).parallel == "none"
-    assert common.start_execution(RESNET).parallel == "none"
+    assert common.start_execution("auto", "auto", False, data_parallel=True).parallel == "DataParallel"
+    assert common.start_execution("cuda:1", "auto", False, data_parallel=True).parallel == "none"
+    assert common.start_execution("auto", "auto", False, data_parallel=False).parallel == "none"

@@ -14,7 +14,7 @@ from conftest import ROOT, Command, run_command
 import inspect_weights
 from common import LeNet, ResNet18
 from fast_model import FastNet
-from internals.files import UserError
+from terminal.errors import UserError
 
 
 def test_a_runs_folder(lenet: Path) -> None:

@@ -22,10 +22,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import inspect_weights
+from cifar10.loading import load_cifar10
 from common import LeNet, ResNet18
-from internals.cifar10 import load_cifar10
-from internals.files import UserError
-from internals.weights import read_weights
+from inspection.weights import read_weights
+from terminal.errors import UserError
 
 
 class Lightning(nn.Module):
@@ -111,7 +111,7 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_of_wrapped_networks(wrapped: Path, what: str) -> None:
     path = wrapped / f"{what}.pth"
     assert list(torch.load(path)) != list(ResNet18(4).state_dict())
-    model = inspect_weights.recognise_in_prefix(read_weights(path), path)
+    model = inspect_weights.recognise(read_weights(path), path)
     plain = {name.replace("_orig_mod.", ""): t for name, t in torch.load(wrapped / f"{what}.plain.pth").items()}
     assert type(model) is ResNet18 and model.state_dict().keys() == plain.keys()
     for name, tensor in model.state_dict().items():
@@ -124,7 +124,7 @@ def test_one_common_prefix(tmp_path: Path, prefix: str, network: nn.Module) -> N
     path = tmp_path / "lightning.ckpt"
     for outer in (Lightning(prefix, network), Lightning("model", Lightning(prefix, network))):
         torch.save({"state_dict": outer.state_dict(), "epoch": 3, "hyper_parameters": {"lr": 0.1}}, path)
-        model = inspect_weights.recognise_in_prefix(read_weights(path), path)
+        model = inspect_weights.recognise(read_weights(path), path)
         assert type(model) is type(network)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network.parameters(), strict=True))
 

@@ -100,7 +100,8 @@ def test_a_model_that_says_nothing_gets_the_defaults(data_dir: Path, tmp_path: P
     assert record == read_run(tmp_path / "out")
     assert record["config"]["model"] == "OneWeight" and record["environment"]["precision"] == "fp32"
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 32, 32)
-    assert torch.equal(common.normalise(images, OneWeight()), common.normalise(images, common.ResNet18(4)))
+    interfaces = [common.interface_of(model) for model in (OneWeight(), common.ResNet18(4))]
+    assert torch.equal(*(common.model_input(images, interface) for interface in interfaces))
 
 
 def settings_for(data_dir: Path, output: Path, **changes: object) -> common.Settings:

@@ -16,8 +16,9 @@ from conftest import FORKSERVER, ROOT, environment, read_run, run_command, weigh
 from torch import nn
 
 import common
-from internals.execution import Execution, tiny_steps
-from internals.processes import BatchNorm2d, NormaliseOverProcesses, leave_processes, total
+from devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
+from devices.execution import Execution, tiny_steps
+from devices.processes import all_reduce, leave_processes
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
@@ -209,7 +210,7 @@ def early_losses(rank: int, number: int, model: str, precision: str) -> torch.Te
     if not dist.is_initialized():
         execution = dataclasses.replace(execution, parallel="none")
     run = small_run(EARLY[model], execution)
-    return total(torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)]))
+    return all_reduce(torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

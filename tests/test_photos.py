@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 import inspect_weights
 from common import LeNet
-from internals.files import UserError
-from internals.photos import read_photo
-from internals.weights import read_weights
+from inspection.photos import read_photo
+from inspection.weights import read_weights
+from terminal.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import ROOT, Command, environment, read_run, same_losses, same_weights, wait_for
 
-from internals import files
-from internals.files import UserError
+from files import writing
+from files.locks import locked
+from terminal.errors import UserError
 
 DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)
 RESNET = ("resnet_model", "--epochs", 3, "--batch-size", 5, "--width", 4)
@@ -239,13 +240,13 @@ def test_a_cache_that_does_not_fit_costs_nothing_but_its_time(run, small_disk: P
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "model.pth"
-    files.write_torch(path, {"a": torch.ones(3)})
+    writing.write_torch(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(UserError, match=r"model\.pth can't be written: File too large"):
-            files.write_torch(path, {"a": torch.ones(100_000)})
+            writing.write_torch(path, {"a": torch.ones(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -254,10 +255,10 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None
 
 def test_a_failing_torch_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
-    files.write_torch(path, {"a": torch.ones(3)})
+    writing.write_torch(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        files.write_torch(path, {"a": torch.ones(3), "b": lambda: None})
+        writing.write_torch(path, {"a": torch.ones(3), "b": lambda: None})
     assert path.read_bytes() == before
 
 
@@ -265,7 +266,7 @@ def test_ctrl_c_before_training_ends_with_130_and_no_traceback(data_dir: Path, t
     (tmp_path / "data" / "train").mkdir(parents=True)
     command = ["python", str(ROOT / "original_version_model.py"), "--data-dir", str(tmp_path / "data")]
     # The data folder is in use, so that the script waits for it.
-    with files.locked(tmp_path / "data"):
+    with locked(tmp_path / "data"):
         waiting = subprocess.Popen(command, env=environment(None), stderr=subprocess.PIPE, text=True)
         assert "waiting for process" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)

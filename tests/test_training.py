@@ -16,7 +16,7 @@ ALONE = Execution(torch.device("cpu"), "fp32", "none")
 
 
 def small_data(images: int = 40) -> common.Data:
-    from internals.synthetic import synthetic_images
+    from cifar10.synthetic import synthetic_images
 
     arrays = [torch.from_numpy(array[:images]) for array in synthetic_images()]
     return common.Data(*arrays, "synthetic", "test")
@@ -41,19 +41,19 @@ def prepare(tmp_path: Path):
     ids=["LeNet", "ResNet18"],
 )
 def test_a_tiny_set_is_learnt_by_heart(prepare, settings: common.Settings) -> None:
-    state = common.train(prepare(settings, small_data()), common.new_state())
-    assert state["history"]["train_accuracy"][-1] == 100
+    state = common.train(prepare(settings, small_data()), common.State())
+    assert state.history["train_accuracy"][-1] == 100
 
 
 def test_history_and_steps_describe_every_epoch(prepare) -> None:
-    state = common.train(prepare(dataclasses.replace(LENET, epochs=2), small_data(99)), common.new_state())
-    assert {name: len(values) for name, values in state["history"].items()} == dict.fromkeys(common.HISTORY, 2)
-    assert len(state["steps"]["epoch"]) == len(state["steps"]["train_loss"]) == 24
-    assert state["steps"]["epoch"][11] == 1 and state["steps"]["epoch"][23] == 2
+    state = common.train(prepare(dataclasses.replace(LENET, epochs=2), small_data(99)), common.State())
+    assert {name: len(values) for name, values in state.history.items()} == dict.fromkeys(common.HISTORY, 2)
+    assert len(state.steps["epoch"]) == len(state.steps["train_loss"]) == 24
+    assert state.steps["epoch"][11] == 1 and state.steps["epoch"][23] == 2
     # The parts' means, weighted by their images, make the epoch's.
-    ends = np.array([0, *state["steps"]["epoch"][:12]])
-    whole = np.dot(np.diff(ends), state["steps"]["train_loss"][:12])
-    assert whole == pytest.approx(state["history"]["train_loss"][0], rel=1e-4)
+    ends = np.array([0, *state.steps["epoch"][:12]])
+    whole = np.dot(np.diff(ends), state.steps["train_loss"][:12])
+    assert whole == pytest.approx(state.history["train_loss"][0], rel=1e-4)
 
 
 def test_every_image_is_used_once_an_epoch_in_another_order_each_time(prepare) -> None:
@@ -145,9 +145,9 @@ def test_reflected_padding_is_that_of_pytorch(padding: int) -> None:
 
 def test_normalisation_is_that_of_the_model() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 32, 32)
-    lenet = common.normalise(images, common.LeNet())
+    lenet = common.model_input(images, common.interface_of(common.LeNet()))
     assert lenet[0].unique().tolist() == [-1] and lenet[1].unique().tolist() == [1]
-    resnet = common.normalise(images, common.ResNet18(4))[1, :, 0, 0]
+    resnet = common.model_input(images, common.interface_of(common.ResNet18(4)))[1, :, 0, 0]
     assert resnet.tolist() == pytest.approx([(1 - 0.4914) / 0.2470, (1 - 0.4822) / 0.2435, (1 - 0.4465) / 0.2616])
 
 
@@ -168,20 +168,20 @@ def test_one_cycle_rises_and_falls_once_step_by_step(prepare) -> None:
     assert 0.1 < rates[0] < 0.15 and 0.45 < max(rates) <= 0.5 and 0 < rates[-1] < 0.02
     later = [rate for *_, rates in common.epoch_chunks(run, 2, 7) for rate in rates]
     assert later == rates[17:20]
-    state = common.train(run, common.new_state())
-    assert state["history"]["learning_rate"] == [common.learning_rate(settings, epoch) for epoch in (1, 2, 3)]
+    state = common.train(run, common.State())
+    assert state.history["learning_rate"] == [common.learning_rate(settings, epoch) for epoch in (1, 2, 3)]
     assert run.optimizer.param_groups[0]["lr"] == rates[-1]
 
 
 def test_the_loss_includes_label_smoothing_and_the_test_loss_does_not(prepare) -> None:
     data = small_data(20)
     run = prepare(dataclasses.replace(LENET, label_smoothing=0.2, batch_size=20, lr=0.0), data)
-    state = common.train(run, common.new_state())
-    logits = run.model(common.normalise(data.train_images, run.model))
+    state = common.train(run, common.State())
+    logits = run.model(common.model_input(data.train_images, run.interface))
     smoothed = torch.nn.functional.cross_entropy(logits, data.train_labels, label_smoothing=0.2)
-    assert state["history"]["train_loss"][0] == pytest.approx(smoothed.item(), rel=1e-5)
+    assert state.history["train_loss"][0] == pytest.approx(smoothed.item(), rel=1e-5)
     plain = common.evaluate(run, data.test_images, data.test_labels)[0]
-    assert state["history"]["test_loss"][0] == plain
+    assert state.history["test_loss"][0] == plain
 
 
 def test_nesterov_is_that_of_sgd(prepare) -> None:
@@ -193,7 +193,7 @@ def test_evaluation_counts_every_image(prepare) -> None:
     data = small_data(301)
     run = prepare(LENET, data)
     loss, accuracy = common.evaluate(run, data.train_images, data.train_labels)
-    logits = run.model(common.normalise(data.train_images, run.model))
+    logits = run.model(common.model_input(data.train_images, run.interface))
     assert accuracy == pytest.approx(100 * logits.argmax(1).eq(data.train_labels).float().mean().item())
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, data.train_labels).item(), rel=1e-5)
 
@@ -226,12 +226,10 @@ def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:
 
 
 def test_data_parallel_is_left_out_without_several_gpus() -> None:
-    from original_version_model_multigpu import SETTINGS
-
-    execution = common.start_execution(dataclasses.replace(SETTINGS, device="cpu"))
+    execution = common.start_execution("cpu", "auto", False, data_parallel=True)
     assert execution.parallel == "none" and execution.world_size == 1
     model = common.LeNet()
     assert common.parallel_network(model, execution) is model
     wrapped = common.parallel_network(model, Execution(ALONE.device, "fp32", "DataParallel"))
     assert isinstance(wrapped, torch.nn.DataParallel) and wrapped.module is model
-    assert not any(name.startswith("module.") for name in common.plain_weights(model))
+    assert not any(name.startswith("module.") for name in common.weights_on_cpu(model))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, read_run, run_command, same_losses, same_weights
 
-from internals.cifar10 import Data, hold_out, load_cifar10
-from internals.files import UserError
+from cifar10.loading import Data, hold_out, load_cifar10
+from terminal.errors import UserError
 
 SCRIPT = ("original_version_model", "--epochs", 4, "--lr", 0.01, "--validation-images", 30)
 
@@ -76,7 +76,7 @@ def test_best_model_is_of_the_chosen_epoch(run, tmp_path: Path, data_dir: Path) 
     model = common.LeNet()
     model.load_state_dict(weights)
     held = hold_out(load_cifar10(data_dir), 30)
-    logits = model(common.normalise(held.validation_images, model))
+    logits = model(common.model_input(held.validation_images, common.interface_of(model)))
     accuracy = 100 * logits.argmax(1).eq(held.validation_labels).float().mean().item()
     assert accuracy == pytest.approx(max(record["history"]["validation_accuracy"]), abs=1e-4)
 

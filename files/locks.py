@@ -1,31 +1,21 @@
-"""Files that are whole or not there, folders that one process uses at a time, and errors for people."""
+"""Folders that one process uses at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
-import re
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
-import torch
 
-TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead runs' are deleted
+from files.writing import TEMPORARY
+from terminal.errors import UserError
+
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # where a file system has no locks
-
-
-class UserError(Exception):
-    """Something the person at the keyboard can put right: shown as one line, exit code 1."""
-
-
-class WrongOption(UserError):
-    """A setting, or an argument of the model's constructor, that can't be: exit code 2."""
 
 
 @contextlib.contextmanager
@@ -64,7 +54,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[None]:
+def locked_run_folder(folder: Path) -> Iterator[None]:
     """Make a run's folder and keep others out of it; UserError if that can't be done."""
     with contextlib.ExitStack() as stack:
         try:
@@ -95,38 +85,3 @@ def lock_file(path: Path, wait: bool) -> Callable[[], None]:
         file.close()
         raise
     return file.close
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; UserError that names it if the disk is full, say."""
-    temporary = path.with_name(TEMPORARY.format(path.name))
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written: {error.strerror}") from error
-
-
-def write_torch(path: Path, value: object) -> None:
-    """`torch.save`, by way of memory, so that the file is whole or not there."""
-    content = io.BytesIO()
-    torch.save(value, content)
-    write_file(path, content.getbuffer())
-
-
-def read_torch(path: Path) -> object:
-    """What `torch.save` wrote; nothing in the file is executed. UserError if that is not what it is."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle formats that it may fail to read, which is said below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # torch.load raises many kinds on damaged and foreign files
-        unsafe = re.search("GLOBAL|Can only (create|build)|for unrecognized function", str(error))
-        what = "holds pickled objects, which are never executed" if unsafe else "is cut short or no torch.save file"
-        raise UserError(f"{path} {what}: expected tensors and plain data") from error

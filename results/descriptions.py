@@ -1,22 +1,6 @@
-"""Settings, epochs and results in words."""
+"""Epochs and results in words."""
 
 from __future__ import annotations
-
-# Settings that older files say nothing of, with what they were then.
-LATER = {
-    "nesterov": False,
-    "label_smoothing": 0.0,
-    "crop_padding": 4,
-    "padding_mode": "constant",
-    "flips": "random",
-    "validation_images": 0,
-}
-
-
-def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
-    """The entries of `config` that `stated` has otherwise or not at all, if that isn't 0 or off."""
-    config, stated = config | LATER | config, LATER | stated  # in the order of `config`
-    return {name: value for name, value in config.items() if (stated.get(name) or None) != (value or None)}
 
 
 def describe_result(result: dict) -> str:
@@ -27,12 +11,6 @@ def describe_result(result: dict) -> str:
     if result.get("best_epoch_chosen_on") == "validation":  # older files say nothing of it
         return f"{end}, {best:.2f} % in epoch {epoch}, chosen on validation images"
     return f"{end}, {best:.2f} % at best (epoch {epoch})"
-
-
-def describe(config: dict[str, object]) -> str:
-    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
-    texts = {name: str(v).removesuffix(".0") if isinstance(v, float) else v for name, v in config.items()}
-    return ",".join(f"{name}={text}" for name, text in texts.items())
 
 
 def describe_epoch(row: dict[str, float], epochs: int, images: int) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from internals.cifar10 import CLASSES
-from internals.files import UserError
+from cifar10.loading import CLASSES
+from terminal.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from internals.files import UserError, read_torch
+from files.writing import read_torch
+from terminal.errors import UserError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")  # where the trained weights usually are
 AVERAGES = ("ema", "swa", "avg")  # in the names of dictionaries with running averages of them
@@ -125,7 +126,7 @@ def choose_weights(found: dict[str, dict[str, Tensor]], key: str | None, path: P
     return found[chosen]
 
 
-def plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add to a state dict."""
     weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
     weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] != "n_averaged"}
@@ -157,7 +158,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
     if not dense or any(tensor.is_quantized or tensor.is_complex() for tensor in weights.values()):
         raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
-    return {name: tensor.detach().float() for name, tensor in plain_names(weights).items()}
+    return {name: tensor.detach().float() for name, tensor in unwrapped_names(weights).items()}
 
 
 def warn_of_non_finite(weights: dict[str, Tensor], path: Path) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import platform
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from internals.processes import BatchNorm2d, join_processes
-
-if TYPE_CHECKING:
-    from common import Settings
+from devices.batch_norm import BatchNorm2d
+from devices.processes import join_processes
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 
@@ -33,23 +32,36 @@ class Execution:
     world_size: int = 1  # processes
 
 
-def start_execution(settings: Settings) -> Execution:
-    """Choose the device and, under `torchrun`, join the other processes; UserError if there are too few GPUs."""
-    name = settings.device
+def device_name(text: str) -> str:
+    """An argparse type: "auto", or a device that this machine has."""
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", text)
+    there = int(cuda[1] or 0) < torch.cuda.device_count() if cuda else text in ("auto", "cpu", "mps")
+    if not there or (text == "mps" and not torch.backends.mps.is_available()):
+        gpus = torch.cuda.device_count()
+        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine, which has {gpus} CUDA devices")
+    return text
+
+
+def start_execution(device: str, precision: str, gains_from_bf16: bool, data_parallel: bool) -> Execution:
+    """Choose device and precision and, under `torchrun`, join the other processes; UserError if there are too few GPUs.
+
+    `device` and `precision` as `Settings` has them, "auto" or a name; `gains_from_bf16` as the model says.
+    """
+    name = device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    precision = choose_precision(settings, name)
+    precision = choose_precision(precision, name, gains_from_bf16)
     if not dist.is_torchelastic_launched():
-        several = settings.data_parallel and name == "cuda" and torch.cuda.device_count() > 1
+        several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
     name, rank, world_size = join_processes(name)
     return Execution(torch.device(name), precision, "DistributedDataParallel", rank, world_size)
 
 
-def choose_precision(settings: Settings, device: str) -> str:
+def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
     """ "bf16" or "fp32"; auto takes bf16 for a model that gains from it, where the device multiplies it faster."""
-    if settings.precision != "auto" or not getattr(settings.model, "bf16", False):
-        return settings.precision.replace("auto", "fp32")
+    if precision != "auto" or not gains_from_bf16:
+        return precision.replace("auto", "fp32")
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 can't tell

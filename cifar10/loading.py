@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from internals.files import TEMPORARY, UserError, locked, write_file
+from files.locks import locked
+from files.writing import TEMPORARY, write_file
+from terminal.errors import UserError
 
 DATA_DIR = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent.parent / "data")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -109,7 +111,7 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
             raise
         warning = f"WARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
         warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
-    from internals.synthetic import synthetic_images
+    from cifar10.synthetic import synthetic_images
 
     return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
 

@@ -7,12 +7,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from common import Run
 
 
 class LastingStream:
@@ -56,9 +52,8 @@ def make_output_last() -> None:
             setattr(sys, name, LastingStream(stream))
 
 
-def progress_bar(run: Run, state: dict) -> tqdm:
-    """Of the epoch's images; it shows where output is a terminal."""
-    count, size = len(run.data.train_labels), run.settings.batch_size
-    hidden = None if run.execution.rank == 0 else True  # None: where output is no terminal
-    about = {"desc": f"epoch {state['epoch']}/{run.settings.epochs}", "unit": " images", "unit_scale": True}
-    return tqdm(total=count, initial=min(state["step"] * size, count), disable=hidden, leave=False, **about)
+def progress_bar(title: str, images: int, done: int, hidden: bool) -> tqdm:
+    """Of an epoch's images, `done` of them so far; it shows where output is a terminal, unless it is hidden."""
+    where_possible = True if hidden else None  # None: tqdm looks whether output is a terminal
+    about = {"desc": title, "unit": " images", "unit_scale": True, "leave": False}
+    return tqdm(total=images, initial=done, disable=where_possible, **about)

@@ -1,0 +1,1 @@
+"""Where a run is trained: CPU, GPUs and precision, the processes of torchrun, and BatchNorm over them."""

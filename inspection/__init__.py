@@ -1,0 +1,1 @@
+"""Saved weights: other people's files, the models that they are of, and photos to classify."""

@@ -1,0 +1,59 @@
+"""What a model is to the rest: a class whose constructor's arguments are its options, and what it says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a model may say of itself, as attributes and methods of these names; what it doesn't say is as here.
+
+    Its constructor raises ValueError for options that it can't take.
+    """
+
+    # Of its normalisation, per channel from 0 to 1; here CIFAR-10's own.
+    mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
+    std: Sequence[float] = (0.2470, 0.2435, 0.2616)
+    # Whether it gains from that memory layout, and from that precision.
+    channels_last: bool = False
+    bf16: bool = False
+    # `optimizer(settings)` makes its own, whose groups may have a factor on the schedule's learning rate, `lr_factor`;
+    # without it, common.py's `sgd` is used.
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    # Called once before training with all training images, uint8 (N, 3, 32, 32), in order of their classes if they are
+    # from a folder.
+    initialise: Callable[[Tensor], None] = lambda images: None
+    # Which options a state dict is of, where they aren't the constructor's defaults.
+    options_from: Callable[[Mapping[str, Tensor]], dict[str, object]] = lambda weights: {}
+
+
+def interface_of(model: nn.Module) -> Interface:
+    """What that instance says of itself, in its class or in its constructor."""
+    names = [field.name for field in dataclasses.fields(Interface)]
+    return Interface(**{name: getattr(model, name) for name in names if hasattr(model, name)})
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` on `device`, in the memory layout that it gains from."""
+    fast = interface_of(model).channels_last
+    return model.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
+
+
+def model_input(images: Tensor, interface: Interface) -> Tensor:
+    """What a model takes, of images uint8 (N, 3, H, W), or of any type if their values are from 0 to 255.
+
+    That is float32, less its channel means, over its standard deviations, in its memory layout.
+    """
+    # Filled on the device, since a copy from the host would make it wait for a GPU.
+    means, deviations = (
+        torch.stack([torch.full((1, 1), 255 * x, device=images.device) for x in values])
+        for values in (interface.mean, interface.std)
+    )
+    images = images.to(torch.float32, copy=True).sub_(means).div_(deviations)
+    return images.to(memory_format=torch.channels_last) if interface.channels_last else images

@@ -1,0 +1,1 @@
+"""A finished run in words and as a picture."""

@@ -1,0 +1,45 @@
+"""The picture of one run, `loss.png`."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+
+from results.descriptions import describe_result
+
+TEST, TRAIN = "#0072B2", "#D55E00"  # of Okabe and Ito's colours, which colour-blind readers can tell apart
+
+
+def draw_losses(run: dict, changed: str) -> bytes:
+    """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs.
+
+    `changed` says in which settings the run differs from the stated ones, as in "epochs=50,seed=1".
+    """
+    from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
+
+    history = run["history"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    smoothed = " (with label smoothing)" * bool(run["config"]["label_smoothing"])
+    left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#BBBBBB", label="training, within the epochs")
+    marker = "o" if len(history["epoch"]) <= 30 else ""
+    for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
+        # A mean over an epoch's steps belongs at the middle of the epoch; all else is measured at its end.
+        middles = [epoch - 0.5 * (what == "loss") for epoch in history["epoch"]]
+        label = "training" + smoothed * (what == "loss")
+        axes.plot(middles, history[f"train_{what}"], f"{marker}--", color=TRAIN, ms=4, label=label)
+        axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}-", color=TEST, ms=4, label="test")
+        if f"validation_{what}" in history:
+            values = history[f"validation_{what}"]
+            axes.plot(history["epoch"], values, f"{marker}:", color="#000000", ms=4, label="validation")
+        axes.set(xlabel="epoch", ylabel=f"{what} ({unit})")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
+    title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
+    settings = textwrap.fill(changed.replace(",", ", ") or "the stated settings", 120)
+    figure.suptitle(f"{title}\n{settings}", fontsize=10, parse_math=False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

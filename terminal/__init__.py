@@ -1,0 +1,1 @@
+"""The person at the keyboard: arguments, errors, and output that never ends a run."""

@@ -1,0 +1,40 @@
+"""argparse as these scripts use it: errors on one line, defaults in the help, numbers within limits."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+from collections.abc import Callable
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with errors on one line."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each default, and the script's docstring as it stands."""
+
+
+def number_within(kind: type, at_least: float, below: float) -> Callable[[str], float]:
+    """An argparse type: an int or float from `at_least` up to, but not including, `below`."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if at_least <= kind(text) < below:
+                return kind(text)
+        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < 2**31 else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {at_least}{limit}")
+
+    return parse
+
+
+def finite_number(text: str) -> float:
+    """An argparse type: a float that is neither infinite nor NaN."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number")

@@ -1,0 +1,92 @@
+"""How the parts hang together: no circles, what a model says of itself, one limit for every setting."""
+
+import argparse
+import ast
+import dataclasses
+import graphlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOMS, ROOT
+
+import common
+from devices.execution import choose_precision
+from original_version_model import SETTINGS as LENET
+from settings.experiment import FIELDS, KINDS, how_to_parse
+
+
+def test_no_file_imports_in_a_circle_even_for_the_sake_of_types() -> None:
+    files = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    imports = {}
+    for name, path in names.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        imports[name] = found & names.keys()
+    assert imports["common"]
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+class SaysAllInItsConstructor(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 10)
+        self.bf16, self.mean, self.seen = True, (0.1, 0.2, 0.3), []
+
+    def initialise(self, images: torch.Tensor) -> None:
+        self.seen.append(tuple(images.shape))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.seen == [(100, 3, 32, 32)]
+        return self.linear(images.mean((2, 3)))
+
+
+def test_what_a_model_says_in_its_constructor_counts(data_dir: Path, tmp_path: Path) -> None:
+    interface = common.interface_of(SaysAllInItsConstructor())
+    assert interface.bf16 and interface.mean == (0.1, 0.2, 0.3) and not interface.channels_last
+    assert interface.optimizer is None and interface.options_from({}) == {}
+    settings = common.Settings("one", "One", SaysAllInItsConstructor, 1, lr=0.1, momentum=0.9, batch_size=10)
+    record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path, device="cpu"))
+    assert record["environment"]["precision"] == choose_precision("auto", "cpu", gains_from_bf16=True)
+
+
+TRIED = {
+    "epochs": (0, 1, 2**31 - 1, 2**31),
+    "batch_size": (0, 1, 2**31),
+    "lr": (-0.1, 0.0, 5.0),
+    "momentum": (-0.1, 0.0, 0.99, 1.0),
+    "weight_decay": (-1.0, 0.0, 2.0),
+    "label_smoothing": (-0.1, 0.0, 1.0),
+    "crop_padding": (-1, 0, 31, 32),
+    "seed": (-1, 0, 2**32 - 1, 2**32),
+    "validation_images": (-10, 0, 2**31),
+    "schedule": ("cosine", "sometimes"),
+    "padding_mode": ("reflect", "white"),
+    "flips": ("alternating", "never"),
+    "device": ("cpu", "cuda:99", "tpu"),
+    "precision": ("fp32", "fp8"),
+    "dataset": ("synthetic", "mnist"),
+}
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_the_command_line_and_python_refuse_the_same_values(name: str) -> None:
+    limits = {field.name: field.metadata for field in FIELDS}[name]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{name}", **how_to_parse(KINDS[name], **limits))
+    refused: dict[str, list[object]] = {"command line": [], "Python": []}
+    for value in TRIED[name]:
+        try:
+            assert parser.parse_args([f"--{name}={value}"]) == argparse.Namespace(**{name: value})
+        except argparse.ArgumentError:
+            refused["command line"].append(value)
+        try:
+            common.validated(dataclasses.replace(LENET, **{name: value}))
+        except common.UserError as error:
+            assert re.search(re.escape(f"{name} {value!r}"), str(error))
+            refused["Python"].append(value)
+    assert refused["command line"] == refused["Python"] and 0 < len(refused["Python"]) < len(TRIED[name])
