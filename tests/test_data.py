@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, make_image_folder
+from conftest import Command, make_image_folder, synthetic_images
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from internals import cifar10
+from internals import cifar10, synthetic
 from internals.cifar10 import CLASSES, DataUnavailable, load_cifar10, load_data
 from internals.files import UserError
-from internals.synthetic import synthetic_images
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -438,7 +437,7 @@ def test_what_a_killed_download_leaves_is_removed(own_data_dir: Path) -> None:
 
 
 def test_the_stand_in_is_the_same_at_every_call() -> None:
-    first, second = synthetic_images(), synthetic_images()
+    first, second = synthetic_images(), synthetic.synthetic_images()
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert first[0].shape == (10_000, 3, 32, 32) and first[2].shape == (2_000, 3, 32, 32)
     assert first[0].dtype == np.uint8 and first[1].dtype == np.int64

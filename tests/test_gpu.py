@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, read_run, run_command
+from conftest import ROOT, read_run, run_command, small_data
 
 import common
 from common import Execution
 from fast_model import SETTINGS as FAST
-from internals.synthetic import synthetic_images
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
@@ -23,15 +22,10 @@ SMALL = {
 }
 
 
-def small_data(device: str) -> common.Data:
-    arrays = [torch.from_numpy(array[:512]).to(device) for array in synthetic_images()]
-    return common.Data(*arrays, "synthetic", "test")
-
-
 def prepare(settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none") -> common.Run:
     execution = Execution(torch.device(device), precision, parallel)
     folder = Path(tempfile.mkdtemp())
-    return common.prepare_run(settings, execution, small_data(device), common.build_model(settings), folder)
+    return common.prepare_run(settings, execution, small_data(512), common.build_model(settings), folder)
 
 
 def train(*arguments: object, **options: object) -> tuple[dict, dict]:
