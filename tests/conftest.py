@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.pop("CIFAR10_DIR", None)  # the tests' data sets are their own
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers of pytest-xdist share two cores
 
 import numpy as np
@@ -24,6 +25,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -75,6 +77,14 @@ def make_image_folder(folder: Path, train: int, test: int) -> Path:
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 training and 40 test images, and their cache, so that all scripts write the same files."""
     folder = make_image_folder(tmp_path_factory.mktemp("data"), 10, 4)
+    cifar10.load_cifar10(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def larger_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 training and 10 test images: at small batch sizes, an epoch of several chunks."""
+    folder = make_image_folder(tmp_path_factory.mktemp("larger data"), 60, 1)
     cifar10.load_cifar10(folder)
     return folder
 
@@ -156,7 +166,7 @@ class At:
                 happened()
 
         if self.event == "step":
-            torch.optim.optimizer.register_optimizer_step_post_hook(happened)
+            register_optimizer_step_post_hook(happened)
         else:
             os.replace = replace_file
 
@@ -289,11 +299,15 @@ def lenet(reference, tmp_path: Path) -> Path:
     return shutil.copytree(reference("dropout_regularization", "--epochs", 1), tmp_path / "LeNet")
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
+    while not condition():
+        assert time.monotonic() < end, f"in vain for {seconds} s: {what}"
         time.sleep(0.002)
+
+
+def wait_for(path: Path) -> None:
+    wait_until(path.exists, f"{path} appears")
 
 
 def read_run(folder: Path) -> dict:
