@@ -153,20 +153,19 @@ class At:
         """Wait for the event in this process."""
         events = itertools.count(1)
 
-        def happened(*_: object) -> None:
-            if next(events) == self.count:
-                self.action()
+        def come() -> bool:
+            return next(events) == self.count
 
         def replace_file(source: Path, target: Path, *, replace: Callable = os.replace) -> None:
-            if self.event == "writing":
+            if self.event == "writing" and come():
                 os.truncate(source, os.path.getsize(source) // 2)
-                happened()
+                self.action()
             replace(source, target)
-            if self.event == "written":
-                happened()
+            if self.event == "written" and come():
+                self.action()
 
         if self.event == "step":
-            register_optimizer_step_post_hook(happened)
+            register_optimizer_step_post_hook(lambda *_: self.action() if come() else None)
         else:
             os.replace = replace_file
 

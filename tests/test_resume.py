@@ -61,7 +61,7 @@ def test_a_signal_from_another_process_saves(start, tmp_path: Path) -> None:
 
 
 def test_a_signal_within_an_epoch_costs_none_of_its_steps(run, larger_data_dir: Path, tmp_path: Path) -> None:
-    script = ("resnet_model", "--epochs", 1, "--batch-size", 2, "--width", 4)  # 300 steps, in chunks of 128
+    script = ("dropout_regularization", "--epochs", 1, "--batch-size", 2)  # 300 steps, in chunks of 128
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run(*script, "--output", whole, data_dir=larger_data_dir).code == 0
     done = run(*script, "--output", out, data_dir=larger_data_dir, moment=at("step", 100, signal.SIGTERM))
@@ -100,7 +100,7 @@ MOMENTS = [("step", 10), ("step", 60), *(("writing", i) for i in range(1, 8)), (
 def test_killed_at_any_moment_its_files_are_whole_and_its_end_the_same(
     run, reference, tmp_path: Path, event: str, count: int
 ) -> None:
-    script = ("dropout_regularization", "--epochs", 3)
+    script = (*DROPOUT[:2], 3, *DROPOUT[3:])
     assert run(*script, "--output", tmp_path / "out", moment=at(event, count, signal.SIGKILL)).code == -signal.SIGKILL
     files = {path.name: path for path in (tmp_path / "out").glob("[a-z]*")}  # all but hidden ones
     before = {"step": count // 25, "writing": count - 1, "written": count}[event]
