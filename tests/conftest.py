@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -290,6 +291,19 @@ def inspect(run):
         return done.code, done.out, done.err
 
     return inspect
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """What this process has drawn: the figures that it has saved, in order."""
+    saved, save = [], Figure.savefig
+
+    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
+        saved.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
 
 
 @pytest.fixture
