@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from conftest import EXPERIMENTS, linux, read_run, run_command, same_losses, same_weights
+from conftest import EXPERIMENTS, linux, read_run, same_losses, same_weights
 
 from common import options_of
 
@@ -87,10 +87,11 @@ def test_same_seed_same_result_other_seed_other_result(run, tmp_path: Path) -> N
     assert not same_losses(tmp_path / "a", tmp_path / "c")
 
 
-def test_without_data_and_network_it_trains_on_the_stand_in_and_says_so(copied: Path, tmp_path: Path) -> None:
+def test_without_data_and_network_it_trains_on_the_stand_in_and_says_so(run, copied: Path) -> None:
     # From another folder, too: data/ and modelset/ are beside the scripts.
+    assert Path.cwd() != copied
     script = copied / "original_version_model_multigpu.py"
-    done = run_command("python", script, "--epochs", 1, "--device", "cpu", cwd=tmp_path)
+    done = run(script, "--epochs", 1, "--device", "cpu", data_dir=None)
     assert done.code == 0, done.err
     assert done.err.count("WARNING: this is NOT CIFAR-10 but a synthetic stand-in") == 2
     assert done.err.count("zenodo.org") == 2  # when it is tried, and when all have failed
