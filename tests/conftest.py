@@ -134,10 +134,10 @@ def environment(data_dir: Path | None) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None = None) -> Finished:
+def run_command(*command: object, data_dir: Path | None = None) -> Finished:
     """Run a command as its user would, to its end."""
     done = subprocess.run(
-        [str(word) for word in command], env=environment(data_dir), cwd=cwd, capture_output=True, text=True, timeout=120
+        [str(word) for word in command], env=environment(data_dir), capture_output=True, text=True, timeout=120
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
