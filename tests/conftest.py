@@ -41,12 +41,13 @@ EXPERIMENTS = (
     "resnet_model",
     "fast_model",
 )
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
     ["torch", "common", "torchvision.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest"]
 )
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or calls a command of Linux")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 @functools.cache
