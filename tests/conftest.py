@@ -44,7 +44,7 @@ EXPERIMENTS = (
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["torch", "common", "torchvision.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest"]
+    ["common", "torch", "torchvision.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest"]
 )
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -135,10 +135,10 @@ def environment(data_dir: Path | None) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-def run_command(*command: object, data_dir: Path | None = None) -> Finished:
+def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None = None) -> Finished:
     """Run a command as its user would, to its end."""
     done = subprocess.run(
-        [str(word) for word in command], env=environment(data_dir), capture_output=True, text=True, timeout=120
+        [str(word) for word in command], env=environment(data_dir), cwd=cwd, capture_output=True, text=True, timeout=120
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
