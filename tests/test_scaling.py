@@ -101,10 +101,14 @@ def descendants(of: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether it is one that torchrun started, and not torchrun itself or a command that a library runs."""
+    """Whether it is one that torchrun started, and not torchrun itself or a command that a library runs.
+
+    It counts once it has loaded torch, since torchrun does not end one that it has only just started.
+    """
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        return "torch.distributed.run" not in words and any(word.endswith("scaling.py") for word in words)
+        ours = "torch.distributed.run" not in words and any(word.endswith("scaling.py") for word in words)
+        return ours and "libtorch" in Path(f"/proc/{pid}/maps").read_text()
     return False
 
 
