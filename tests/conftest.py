@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.pop("CIFAR10_DIR", None)  # the tests' data sets are their own
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have one of 80
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers of pytest-xdist share two cores
 
 import numpy as np
