@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,18 +13,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.pop("CIFAR10_DIR", None)  # the tests' data sets are their own
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have one of 80
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two workers of pytest-xdist share two cores
+
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar10.loading import CLASSES
-from cifar10.synthetic import synthetic_images
+from cifar10 import loading, synthetic
 
 EXPERIMENTS = (
     "original_version_model",
@@ -33,8 +43,24 @@ EXPERIMENTS = (
     "fast_model",
 )
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # the folders that the scripts need
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["common", "torchvision.datasets", "matplotlib.figure", "PIL.Image"])
+FORKSERVER.set_forkserver_preload(
+    ["common", "torch", "torchvision.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest"]
+)
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+
+@functools.cache
+def synthetic_images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The stand-in, which takes a second to draw: once in each process. Nobody may change its arrays."""
+    return synthetic.synthetic_images()
+
+
+def small_data(images: int = 40) -> loading.Data:
+    """The first so many training and test images of the stand-in."""
+    return loading.Data(*(torch.from_numpy(array[:images]) for array in synthetic_images()), "synthetic", "test")
 
 
 def make_image_folder(folder: Path, train: int, test: int) -> Path:
@@ -44,7 +70,7 @@ def make_image_folder(folder: Path, train: int, test: int) -> Path:
         ("train", train_images, train_labels, train),
         ("test", test_images, test_labels, test),
     ):
-        for label, name in enumerate(CLASSES):
+        for label, name in enumerate(loading.CLASSES):
             (folder / split / name).mkdir(parents=True)
             for i, image in enumerate(images[labels == label][:count]):
                 Image.fromarray(image.transpose(1, 2, 0)).save(folder / split / name / f"{i:04}.png")
@@ -53,8 +79,18 @@ def make_image_folder(folder: Path, train: int, test: int) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 training and 40 test images."""
-    return make_image_folder(tmp_path_factory.mktemp("data"), 10, 4)
+    """100 training and 40 test images, and their cache, so that all scripts write the same files."""
+    folder = make_image_folder(tmp_path_factory.mktemp("data"), 10, 4)
+    loading.load_cifar10(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def larger_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 training and 10 test images: at small batch sizes, an epoch of several chunks."""
+    folder = make_image_folder(tmp_path_factory.mktemp("larger data"), 60, 1)
+    loading.load_cifar10(folder)
+    return folder
 
 
 @pytest.fixture
@@ -110,19 +146,51 @@ def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -> None:
+@dataclass(frozen=True)
+class At:
+    """Something that a script's process does to itself, at a moment that is the same in each run."""
+
+    event: str  # "step": a training step is done; "writing": a file is half written; "written": it is in its place
+    count: int  # of these events, from 1
+    action: Callable[[], object]  # without it, one by the clock would come at another moment each time
+
+    def prepare(self) -> None:
+        """Wait for the event in this process."""
+        events = itertools.count(1)
+
+        def come() -> bool:
+            return next(events) == self.count
+
+        def replace_file(source: Path, target: Path, *, replace: Callable = os.replace) -> None:
+            if self.event == "writing" and come():
+                os.truncate(source, os.path.getsize(source) // 2)
+                self.action()
+            replace(source, target)
+            if self.event == "written" and come():
+                self.action()
+
+        if self.event == "step":
+            register_optimizer_step_post_hook(lambda *_: self.action() if come() else None)
+        else:
+            os.replace = replace_file
+
+
+def at(event: str, count: int, number: int) -> At:
+    """This signal to itself."""
+    return At(event, count, functools.partial(signal.raise_signal, number))
+
+
+def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], moment: At | None = None) -> None:
     os.environ.update(env)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests were started with nohup
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
     sys.argv = [str(script), *arguments]
-    import torch
-
     torch.set_num_threads(1)
+    if moment:
+        moment.prepare()
     if script.parent == ROOT:
-        from cifar10 import loading
-
         loading.DATA_DIR = Path(env["CIFAR10_DIR"])
     else:  # a copy, which has its own common.py
         for name in [name for name in sys.modules if name.split(".")[0] in ("common", *ROOMS)]:
@@ -134,10 +202,19 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str]) -
 class Script:
     """A script in a process of its own, forked from one that has imported torch already."""
 
-    def __init__(self, script: Path, *arguments: object, log: Path, data_dir: Path) -> None:
+    def __init__(
+        self,
+        script: Path,
+        *arguments: object,
+        log: Path,
+        data_dir: Path,
+        moment: At | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.log = log
         words = [str(word) for word in arguments]
-        self.process = FORKSERVER.Process(target=_child, args=(script, words, log, environment(data_dir)))
+        arguments = (script, words, log, environment(data_dir) | (env or {}), moment)
+        self.process = FORKSERVER.Process(target=_child, args=arguments)
         self.process.start()
 
     def finish(self) -> Finished:
@@ -155,10 +232,11 @@ def start(tmp_path: Path, data_dir: Path):
     """Starts an experiment, or any script by its path, on the small data set, in the background."""
     scripts = []
 
-    def start(script: str | Path, *arguments: object, data_dir: Path = data_dir) -> Script:
+    def start(script: str | Path, *arguments: object, data_dir: Path = data_dir, **options: object) -> Script:
         if isinstance(script, str):
             script, arguments = ROOT / f"{script}.py", (*arguments, "--data-dir", data_dir)
-        scripts.append(Script(script, *arguments, data_dir=data_dir, log=tmp_path / f"log{len(scripts)}"))
+        log = tmp_path / f"log{len(scripts)}"
+        scripts.append(Script(script, *arguments, data_dir=data_dir, log=log, **options))
         return scripts[-1]
 
     yield start
@@ -173,6 +251,42 @@ def run(start):
 
 
 @pytest.fixture
+def together(start):
+    """Runs a script in so many processes that meet as torchrun's do, without its start of several seconds.
+
+    All their output and errors, and the first exit code that is not 0.
+    """
+
+    def together(number: int, script: str | Path, *arguments: object, **options: object) -> Finished:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        env = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+        env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_USE_AGENT_STORE": True}
+        ranks = [{**env, "RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
+        texts = [{name: str(value) for name, value in rank.items()} for rank in ranks]
+        scripts = [start(script, *arguments, "--device", "cpu", env=text, **options) for text in texts]
+        finished = [script.finish() for script in scripts]
+        code = next((done.code for done in finished if done.code), 0)
+        return Finished(code, "".join(done.out for done in finished), "".join(done.err for done in finished))
+
+    return together
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, data_dir: Path):
+    """The folder of an undisturbed run with these arguments, which is trained once and not to be changed."""
+
+    @functools.cache
+    def reference(script: str, *arguments: object) -> Path:
+        folder = tmp_path_factory.mktemp(script)
+        words = (*arguments, "--data-dir", data_dir, "--output", folder / "run")
+        done = Script(ROOT / f"{script}.py", *words, data_dir=data_dir, log=folder / "log").finish()
+        assert done.code == 0, done.err
+        return folder / "run"
+
+    return reference
+
+
+@pytest.fixture
 def inspect(run):
     """Runs inspect_weights.py: exit code, standard output and error."""
 
@@ -184,35 +298,55 @@ def inspect(run):
 
 
 @pytest.fixture
-def lenet(run, tmp_path: Path) -> Path:
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """What this process has drawn: the figures that it has saved, in order."""
+    saved, save = [], Figure.savefig
+
+    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
+        saved.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+@pytest.fixture
+def lenet(reference, tmp_path: Path) -> Path:
     """The folder of a run of one epoch."""
-    out = tmp_path / "LeNet"
-    assert run("dropout_regularization", "--epochs", 1, "--output", out).code == 0
-    return out
+    return shutil.copytree(reference("dropout_regularization", "--epochs", 1), tmp_path / "LeNet")
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
+    while not condition():
+        assert time.monotonic() < end, f"in vain for {seconds} s: {what}"
         time.sleep(0.002)
+
+
+def wait_for(path: Path) -> None:
+    wait_until(path.exists, f"{path} appears")
 
 
 def read_run(folder: Path) -> dict:
     return json.loads((folder / "loss.json").read_text())
 
 
+def without_times(folder: Path) -> dict:
+    """What `loss.json` says of a run but for times, which are never the same."""
+    record = read_run(folder)
+    del record["history"]["seconds"]
+    for name in ("train_seconds", "total_seconds", "images_per_second"):
+        del record["result"][name]
+    return record
+
+
 def same_losses(a: Path, b: Path) -> bool:
-    """Whether two runs' losses and accuracies are the same to the last bit (their times never are)."""
-    first, second = read_run(a), read_run(b)
-    for run in (first, second):
-        del run["history"]["seconds"]
+    """Whether two runs' losses and accuracies are the same to the last bit."""
+    first, second = without_times(a), without_times(b)
     return first["history"] == second["history"] and first["steps"] == second["steps"]
 
 
 def weights_of(path: Path) -> dict[str, np.ndarray]:
-    import torch
-
     return {name: tensor.float().numpy() for name, tensor in torch.load(path, weights_only=True).items()}
 
 

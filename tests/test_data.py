@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, make_image_folder
+from conftest import Command, make_image_folder, synthetic_images
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cifar10 import loading
+from cifar10 import loading, synthetic
 from cifar10.loading import CLASSES, DataUnavailable, load_cifar10, load_data
-from cifar10.synthetic import synthetic_images
 from terminal.errors import UserError
 
 
@@ -438,7 +437,7 @@ def test_what_a_killed_download_leaves_is_removed(own_data_dir: Path) -> None:
 
 
 def test_the_stand_in_is_the_same_at_every_call() -> None:
-    first, second = synthetic_images(), synthetic_images()
+    first, second = synthetic_images(), synthetic.synthetic_images()
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert first[0].shape == (10_000, 3, 32, 32) and first[2].shape == (2_000, 3, 32, 32)
     assert first[0].dtype == np.uint8 and first[1].dtype == np.int64

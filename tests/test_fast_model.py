@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_image_folder, read_run, same_losses, same_weights, wait_for, weights_of
-from test_parallel import torchrun
+from conftest import make_image_folder, read_run, same_losses, same_weights, small_data, wait_for, weights_of
 
 import common
-from cifar10.synthetic import synthetic_images
 from common import Execution
 from fast_model import SETTINGS, FastNet
 
 ALONE = Execution(torch.device("cpu"), "fp32", "none")
 SCRIPT = ("fast_model", "--batch-size", 33, "--lr", 0.1)
-
-
-def small_data(images: int = 40) -> common.Data:
-    return common.Data(*(torch.from_numpy(array[:images]) for array in synthetic_images()), "synthetic", "test")
 
 
 def prepared(folder: Path, **changes: object) -> common.Run:
@@ -139,10 +133,10 @@ def test_interrupted_it_goes_on_bit_for_bit(start, run, tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
-def test_several_processes_train_the_single_processs_model(run, tmp_path: Path, data_dir: Path) -> None:
+def test_several_processes_train_the_single_processs_model(run, together, tmp_path: Path) -> None:
     script = (*SCRIPT, "--epochs", 1, "--precision", "fp32")
     assert run(*script, "--output", tmp_path / "one").code == 0
-    done = torchrun(2, *script, "--output", tmp_path / "two", data_dir=data_dir)
+    done = together(2, *script, "--output", tmp_path / "two")
     assert done.code == 0, done.err
     one, two = (read_run(tmp_path / name) for name in ("one", "two"))
     assert two["history"]["train_loss"] == pytest.approx(one["history"]["train_loss"], rel=1e-3)

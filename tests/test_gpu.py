@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, read_run, run_command
+from conftest import ROOT, read_run, run_command, small_data
 
 import common
-from cifar10.synthetic import synthetic_images
 from common import Execution
 from fast_model import SETTINGS as FAST
 from original_version_model_multigpu import SETTINGS as LENET
@@ -17,21 +16,18 @@ from resnet_model import SETTINGS as RESNET
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
+several_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs")
+
 SMALL = {
     "LeNet": dataclasses.replace(LENET, epochs=3, lr=0.01, batch_size=32),
     "ResNet18": dataclasses.replace(RESNET, epochs=2, options={"width": 16}, batch_size=32),
 }
 
 
-def small_data(device: str) -> common.Data:
-    arrays = [torch.from_numpy(array[:512]).to(device) for array in synthetic_images()]
-    return common.Data(*arrays, "synthetic", "test")
-
-
 def prepare(settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none") -> common.Run:
     execution = Execution(torch.device(device), precision, parallel)
     folder = Path(tempfile.mkdtemp())
-    return common.prepare_run(settings, execution, small_data(device), common.build_model(settings), folder)
+    return common.prepare_run(settings, execution, small_data(512), common.build_model(settings), folder)
 
 
 def train(*arguments: object, **options: object) -> tuple[dict, dict]:
@@ -48,6 +44,7 @@ def test_gpu_and_cpu_losses_agree(model: str) -> None:
     assert gpu["test_loss"] == pytest.approx(cpu["test_loss"], rel=0.05)
 
 
+@several_gpus  # with one, DataParallel calls the model itself
 def test_data_parallel_equals_the_unwrapped_model() -> None:
     (plain, plain_weights), (wrapped, wrapped_weights) = (
         train(SMALL["LeNet"], "cuda", parallel=parallel) for parallel in ("none", "DataParallel")
@@ -58,6 +55,7 @@ def test_data_parallel_equals_the_unwrapped_model() -> None:
         assert torch.allclose(plain_weights[name], wrapped_weights[name], rtol=1e-2, atol=1e-3), name
 
 
+@several_gpus
 def test_data_parallel_in_bf16_computes_in_bf16() -> None:
     run, kinds = prepare(SMALL["LeNet"], "cuda", "bf16", "DataParallel"), set()
     run.model.fc2.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
@@ -66,7 +64,7 @@ def test_data_parallel_in_bf16_computes_in_bf16() -> None:
     assert kinds == {torch.bfloat16}
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs")
+@several_gpus
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_processes_have_the_single_gpus_losses(precision: str, data_dir: Path, tmp_path: Path) -> None:
     """100 images in batches of 33: of the last one, a single image, all processes but the first get nothing."""
@@ -110,7 +108,7 @@ def test_the_host_never_waits_within_an_epoch(model: str, monkeypatch: pytest.Mo
     assert losses.device.type == "cuda"
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs several GPUs")
+@several_gpus
 def test_several_gpus_are_wrapped_in_data_parallel() -> None:
     assert common.start_execution("auto", "auto", False, data_parallel=True).parallel == "DataParallel"
     assert common.start_execution("cuda:1", "auto", False, data_parallel=True).parallel == "none"

@@ -1,17 +1,24 @@
-"""A run outlives its terminal, its pipe and its standard output."""
+"""What a run shows, and that it outlives its terminal, its pipe and its standard output."""
 
+import fcntl
+import functools
 import os
+import select
+import struct
+import termios
+import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, read_run, run_command, wait_for
+from conftest import ROOT, At, read_run, run_command, wait_for
 
-SCRIPT = ("original_version_model", "--epochs", 40)
+SCRIPT = ("original_version_model", "--epochs", 4)
 
 
 def opened_terminal(path: Path) -> int:
-    """A pseudo-terminal at `path`; the end that a person looks at."""
+    """A pseudo-terminal of 100 columns at `path`; the end that a person looks at."""
     ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     path.symlink_to(os.ttyname(theirs))
     return ours
 
@@ -25,13 +32,27 @@ def opened_pipe(path: Path) -> int:
 @pytest.mark.parametrize("stream", ["out", "err"])
 def test_a_run_goes_on_when_its_output_is_gone(start, tmp_path: Path, opened, stream: str) -> None:
     reader = opened(tmp_path / f"log0.{stream}")
-    script = start(*SCRIPT, "--output", tmp_path / "out")
+    held = At("written", 1, functools.partial(wait_for, tmp_path / "gone"))
+    script = start(*SCRIPT, "--output", tmp_path / "out", moment=held)
     wait_for(tmp_path / "out" / "checkpoint.pth")
     os.close(reader)
+    (tmp_path / "gone").touch()
     script.process.join(100)
     assert script.process.exitcode == 0
-    assert read_run(tmp_path / "out")["history"]["epoch"] == list(range(1, 41))
+    assert read_run(tmp_path / "out")["history"]["epoch"] == [1, 2, 3, 4]
     assert not (tmp_path / "out" / "checkpoint.pth").exists()
+
+
+def test_progress_is_shown_on_a_terminal(start, larger_data_dir: Path, tmp_path: Path) -> None:
+    reader, shown = opened_terminal(tmp_path / "log0.err"), b""
+    words = ("--epochs", 1, "--batch-size", 2, "--output", tmp_path / "out")  # three chunks
+    slow = At("step", 2, functools.partial(time.sleep, 0.2))  # since the bar is drawn at most ten times a second
+    script = start("original_version_model", *words, data_dir=larger_data_dir, moment=slow)
+    while script.process.exitcode is None or select.select([reader], [], [], 0)[0]:
+        if select.select([reader], [], [], 0.1)[0]:
+            shown += os.read(reader, 1000)
+    assert script.process.exitcode == 0
+    assert "images/s" in shown.decode() and "loss=" in shown.decode() and "epoch 1/1" in shown.decode()
 
 
 def test_a_run_needs_no_standard_output_at_all(tmp_path: Path, data_dir: Path) -> None:

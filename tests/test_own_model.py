@@ -1,10 +1,8 @@
 """A model of one's own: the README's script, as it stands there, and Python instead of the command line."""
 
-import os
 import re
 import signal
 import threading
-import time
 from pathlib import Path
 
 import nbclient
@@ -12,7 +10,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_run, run_command, same_losses, same_weights
+from conftest import ROOT, at, read_run, same_losses, same_weights, without_times
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import common
 from original_version_model import SETTINGS as LENET
@@ -54,23 +53,18 @@ def test_a_value_that_it_cannot_take_is_one_line_and_code_2(run, perceptron: Pat
     assert not (perceptron.parent / "modelset" / "Perceptron").exists()
 
 
-def test_interrupted_and_resumed_it_ends_the_same(run, start, perceptron: Path) -> None:
-    assert run(perceptron, "--epochs", 30, "--output", perceptron.parent / "whole").code == 0
-    folder = folder_of(perceptron, "epochs=30")
-    interrupted = start(perceptron, "--epochs", 30)
-    while not (folder / "checkpoint.pth").exists():
-        time.sleep(0.002)
-    os.kill(interrupted.process.pid, signal.SIGTERM)
-    assert interrupted.finish().code == 143
-    done = run(perceptron, "--epochs", 30, "--resume")
-    assert done.code == 0 and "resuming at epoch" in done.out, done.err
-    assert same_losses(folder, perceptron.parent / "whole")
-    assert same_weights(folder / "model.pth", perceptron.parent / "whole" / "model.pth")
+def test_interrupted_and_resumed_it_ends_the_same(run, perceptron: Path) -> None:
+    whole, folder = perceptron.parent / "whole", folder_of(perceptron, "epochs=4")
+    assert run(perceptron, "--epochs", 4, "--output", whole).code == 0
+    assert run(perceptron, "--epochs", 4, moment=at("step", 3, signal.SIGTERM)).code == 143  # of 2 an epoch
+    done = run(perceptron, "--epochs", 4, "--resume")
+    assert done.code == 0 and "resuming at epoch 2" in done.out, done.err
+    assert without_times(folder) == without_times(whole)
+    assert same_weights(folder / "model.pth", whole / "model.pth")
 
 
-def test_under_torchrun_it_is_the_single_process(run, perceptron: Path, data_dir: Path) -> None:
-    command = ("torchrun", "--standalone", "--nproc-per-node=2", perceptron, "--epochs", 3, "--device", "cpu")
-    done = run_command(*command, data_dir=data_dir)
+def test_in_several_processes_it_is_the_single_process(run, together, perceptron: Path) -> None:
+    done = together(2, perceptron, "--epochs", 3)
     assert done.code == 0, done.err
     several = read_run(folder_of(perceptron, "epochs=3"))
     assert several["environment"]["world_size"] == 2
@@ -122,21 +116,22 @@ def test_a_run_leaves_the_process_as_it_was(data_dir: Path, tmp_path: Path) -> N
 
 
 def test_ctrl_c_is_an_exception_and_the_run_can_go_on(data_dir: Path, tmp_path: Path) -> None:
-    out, before = tmp_path / "out", signal.getsignal(signal.SIGINT)
+    before, steps = signal.getsignal(signal.SIGINT), []
 
-    def press_ctrl_c() -> None:
-        while not (out / "checkpoint.pth").exists():
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
+    def press_ctrl_c(*_: object) -> None:
+        steps.append(None)
+        if len(steps) == 30:  # of 25 an epoch
+            signal.raise_signal(signal.SIGINT)
 
-    pressing = threading.Thread(target=press_ctrl_c)
-    pressing.start()
-    with pytest.raises(common.Interrupted, match="signal 2 and saved"):
-        common.run(settings_for(data_dir, out, epochs=50))
-    pressing.join()
+    pressing = register_optimizer_step_post_hook(press_ctrl_c)
+    try:
+        with pytest.raises(common.Interrupted, match="signal 2 and saved"):
+            common.run(settings_for(data_dir, tmp_path, epochs=3))
+    finally:
+        pressing.remove()
     assert signal.getsignal(signal.SIGINT) is before
-    record = common.run(settings_for(data_dir, out, epochs=50, resume=True))
-    assert record["history"]["epoch"] == list(range(1, 51))
+    record = common.run(settings_for(data_dir, tmp_path, epochs=3, resume=True))
+    assert record["history"]["epoch"] == [1, 2, 3]
 
 
 def test_a_thread_other_than_the_main_one_can_train(data_dir: Path, tmp_path: Path) -> None:

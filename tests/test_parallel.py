@@ -1,18 +1,30 @@
-"""Several processes: real `torchrun`, with Gloo on the CPU, against the single process."""
+"""Several processes, with Gloo on the CPU, against the single process.
+
+Most are forked and meet as torchrun's do; what torchrun itself does has tests of its own.
+"""
 
 import dataclasses
 import os
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import FORKSERVER, ROOT, environment, read_run, run_command, weights_of
+from conftest import (
+    FORKSERVER,
+    ROOT,
+    at,
+    environment,
+    linux,
+    read_run,
+    run_command,
+    wait_until,
+    weights_of,
+)
 from torch import nn
 
 import common
@@ -29,102 +41,103 @@ SCRIPTS = {
 }
 
 
-def torchrun(processes: int, script: str, *arguments: object, options: tuple = (), **more: object):
-    start = ("torchrun", "--standalone", f"--nproc-per-node={processes}", *options, ROOT / f"{script}.py")
-    return run_command(*start, *arguments, "--device", "cpu", **more)
-
-
-@pytest.fixture(scope="session")
-def single(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Path]:
-    """The single process's results."""
-    folders = {}
-    for model, (script, *arguments) in SCRIPTS.items():
-        folders[model] = tmp_path_factory.mktemp(model)
-        command = ("python", ROOT / f"{script}.py", *arguments, "--device", "cpu", "--output", folders[model])
-        assert run_command(*command, data_dir=data_dir).code == 0
-    return folders
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("model", SCRIPTS)
-def test_losses_and_weights_are_the_single_processs(single, data_dir: Path, tmp_path: Path, model, processes) -> None:
-    done = torchrun(processes, *SCRIPTS[model], "--output", tmp_path, data_dir=data_dir)
-    assert done.code == 0, done.err
-    assert done.out.count("epoch   1/") == 1  # rank 0 alone prints
-    record, expected = read_run(tmp_path), read_run(single[model])
+def check_it_is_the_single_process(folder: Path, single: Path, processes: int) -> None:
+    """Two folders' losses and weights."""
+    record, expected = read_run(folder), read_run(single)
     assert record["environment"]["parallel"] == "DistributedDataParallel"
     assert record["environment"]["world_size"] == processes
     for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
         assert record["history"][name] == pytest.approx(expected["history"][name], rel=1e-4), name
     assert record["steps"]["train_loss"] == pytest.approx(expected["steps"]["train_loss"], rel=1e-4)
-    weights, expected_weights = weights_of(tmp_path / "model.pth"), weights_of(single[model] / "model.pth")
+    weights, expected_weights = weights_of(folder / "model.pth"), weights_of(single / "model.pth")
     assert weights.keys() == expected_weights.keys()
     for name in weights:
         assert np.allclose(weights[name], expected_weights[name], rtol=1e-3, atol=1e-5), name
 
 
-def test_a_run_goes_on_in_another_number_of_processes(start, tmp_path: Path, data_dir: Path, run) -> None:
-    script, *arguments = "original_version_model_multigpu", "--epochs", 4, "--batch-size", 2
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(script, *arguments, "--output", whole).code == 0
-    interrupted = start(script, *arguments, "--output", out)
-    while not (out / "checkpoint.pth").exists():
-        time.sleep(0.01)
-    os.kill(interrupted.process.pid, signal.SIGTERM)
-    assert interrupted.finish().code == 143
-    done = torchrun(2, script, *arguments, "--output", out, "--resume", data_dir=data_dir)
-    assert done.code == 0 and "resuming at epoch" in done.out, done.err
-    assert read_run(out)["history"]["test_loss"] == pytest.approx(read_run(whole)["history"]["test_loss"], rel=1e-4)
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_losses_and_weights_are_the_single_processs(together, reference, tmp_path: Path, model, processes) -> None:
+    done = together(processes, *SCRIPTS[model], "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.out.count("epoch   1/") == 1  # rank 0 alone prints
+    single = reference(*SCRIPTS[model], "--device", "cpu")
+    check_it_is_the_single_process(tmp_path / "out", single, processes)
 
 
-def test_the_error_of_rank_0_ends_every_process(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_number_of_processes(together, run, reference, tmp_path: Path) -> None:
+    script, out = ("original_version_model_multigpu", "--epochs", 4, "--batch-size", 2), tmp_path / "out"
+    assert run(*script, "--output", out, moment=at("step", 120, signal.SIGTERM)).code == 143  # of 50 an epoch
+    done = together(2, *script, "--output", out, "--resume")
+    assert done.code == 0 and "resuming at epoch 3" in done.out, done.err
+    history, expected = (read_run(folder)["history"] for folder in (out, reference(*script)))
+    assert history["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-4)
+
+
+def test_the_error_of_rank_0_ends_every_process(together, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = torchrun(2, "original_version_model", "--output", tmp_path / "file" / "out", data_dir=data_dir)
+    done = together(2, "original_version_model", "--output", tmp_path / "file" / "out")
     assert done.code == 1
     assert f"error: {tmp_path}/file/out can't be written" in done.err
+    assert "the connection to another process is lost" in done.err and "Traceback" not in done.err
 
 
-def start_torchrun(script: str, *arguments: object, log: Path, data_dir: Path, options: tuple = ()) -> subprocess.Popen:
-    command = ["torchrun", "--standalone", "--nproc-per-node=2", *options, ROOT / f"{script}.py", *arguments]
+# --- torchrun itself
+
+
+def torchrun(*arguments: object, options: tuple = ()) -> list[str]:
+    """The command for two processes of a script."""
+    script, *words = arguments
+    command = ["torchrun", "--standalone", "--nproc-per-node=2", *options, ROOT / f"{script}.py", *words]
+    return [str(word) for word in (*command, "--device", "cpu")]
+
+
+def test_torchrun_trains_the_single_processs_model(reference, data_dir: Path, tmp_path: Path) -> None:
+    done = run_command(*torchrun(*SCRIPTS["LeNet"], "--output", tmp_path), data_dir=data_dir)
+    assert done.code == 0, done.err
+    assert done.out.count("epoch   1/") == 1
+    check_it_is_the_single_process(tmp_path, reference(*SCRIPTS["LeNet"], "--device", "cpu"), 2)
+
+
+def start_torchrun(*arguments: object, log: Path, data_dir: Path, **options: object) -> subprocess.Popen:
+    """One that writes to `log`, and has written a checkpoint."""
     with open(log, "w") as file:
-        return subprocess.Popen([str(word) for word in command], env=environment(data_dir), stdout=file, stderr=file)
+        command = torchrun(*arguments, "--output", log.parent / "out", **options)
+        running = subprocess.Popen(command, env=environment(data_dir), stdout=file, stderr=file)
 
-
-def workers(of: int) -> list[int]:
-    """The process ids of a torchrun's workers."""
-    return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
-
-
-def test_a_killed_worker_is_started_again_and_goes_on(tmp_path: Path, data_dir: Path, run) -> None:
-    script, *arguments = "original_version_model", "--epochs", 20
-    whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
-    assert run(script, *arguments, "--output", whole).code == 0
-    running = start_torchrun(
-        script, *arguments, "--output", out, log=log, data_dir=data_dir, options=("--max-restarts=3",)
-    )
-    while not (out / "checkpoint.pth").exists():
+    def saved() -> bool:
         assert running.poll() is None, log.read_text()
-        time.sleep(0.01)
-    os.kill(workers(running.pid)[-1], signal.SIGKILL)
+        return (log.parent / "out" / "checkpoint.pth").exists()
+
+    wait_until(saved, "a checkpoint appears")
+    return running
+
+
+@linux
+def test_a_killed_worker_is_started_again_and_goes_on(reference, tmp_path: Path, data_dir: Path) -> None:
+    script, log = ("original_version_model", "--epochs", 20), tmp_path / "log"
+    running = start_torchrun(*script, log=log, data_dir=data_dir, options=("--max-restarts=3",))
+    workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
     assert running.wait(100) == 0, log.read_text()
     assert "resuming at epoch" in log.read_text()
-    assert read_run(out)["history"]["epoch"] == list(range(1, 21))
-    assert read_run(out)["history"]["test_loss"] == pytest.approx(read_run(whole)["history"]["test_loss"], rel=1e-3)
+    history, expected = (read_run(folder)["history"] for folder in (tmp_path / "out", reference(*script)))
+    assert history["epoch"] == list(range(1, 21))
+    assert history["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_torchrun_saves(tmp_path: Path, data_dir: Path, run, number: int) -> None:
-    script, *arguments = "original_version_model", "--epochs", 400
-    out, log = tmp_path / "out", tmp_path / "log"
-    running = start_torchrun(script, *arguments, "--output", out, log=log, data_dir=data_dir)
-    while not (out / "checkpoint.pth").exists():
-        assert running.poll() is None, log.read_text()
-        time.sleep(0.01)
+    script, log = ("original_version_model", "--epochs", 400), tmp_path / "log"
+    running = start_torchrun(*script, log=log, data_dir=data_dir)
     running.send_signal(number)
     running.wait(60)
     assert "stopped by signal" in log.read_text()
-    done = run(script, "--epochs", 400, "--lr", 1, "--output", out, "--resume")
+    done = run(*script, "--lr", 1, "--output", tmp_path / "out", "--resume")
     assert "lr 0.001 -> 1.0" in done.err  # the checkpoint is whole
+
+
+# --- Parts of it, in processes that have met
 
 
 def in_processes(number: int, folder: Path, work, *arguments: object) -> list:
@@ -147,6 +160,11 @@ def _member(rank: int, number: int, folder: Path, work, arguments: tuple) -> Non
     leave_processes()
 
 
+def normalised_in_all_kinds(rank: int, number: int, images: int) -> list[dict]:
+    """`normalised` for each of `KINDS`."""
+    return [normalised(rank, number, images, kind, layout) for kind, layout in KINDS]
+
+
 def normalised(rank: int, number: int, images: int, kind: torch.dtype, layout: torch.memory_format) -> dict:
     """What BatchNorm makes of this process's share of a batch, and its gradients."""
     random = torch.Generator().manual_seed(1)
@@ -167,28 +185,27 @@ def normalised(rank: int, number: int, images: int, kind: torch.dtype, layout: t
     return results | {name: parameter.grad for name, parameter in layer.named_parameters()}
 
 
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1}
+KINDS = [(kind, layout) for kind in TOLERANCES for layout in LAYOUTS]
 
 
 @pytest.mark.parametrize(("number", "images"), [(1, 5), (3, 5), (3, 2)])  # the last leaves one of them nothing
 def test_batch_norm_of_shares_is_that_of_the_batch(tmp_path: Path, number: int, images: int) -> None:
-    for kind, tolerance in TOLERANCES.items():
-        for layout in LAYOUTS.values():
-            folder = tmp_path / f"{kind} {layout}"
-            folder.mkdir()
-            expected = normalised(0, 1, images, kind, layout)
-            shares = in_processes(number, folder, normalised, images, kind, layout)
-            for name in ("y", "x"):
-                assert {share[name].dtype for share in shares} == {kind}
-                assert all(share[name].is_contiguous(memory_format=layout) for share in shares)
-                together = torch.cat([share[name] for share in shares])
-                assert torch.allclose(together.double(), expected[name].double(), rtol=0, atol=tolerance), name
-            for name in ("weight", "bias"):
-                together = sum(share[name] for share in shares)
-                assert torch.allclose(together, expected[name], rtol=0, atol=50 * tolerance), name
-            for name in ("running_mean", "running_var", "num_batches_tracked"):
-                assert all(torch.allclose(share[name], expected[name], rtol=1e-6, atol=1e-6) for share in shares), name
+    members = in_processes(number, tmp_path, normalised_in_all_kinds, images)
+    for (kind, layout), shares in zip(KINDS, zip(*members, strict=True), strict=True):
+        expected, tolerance = normalised(0, 1, images, kind, layout), TOLERANCES[kind]
+        for name in ("y", "x"):
+            assert {share[name].dtype for share in shares} == {kind}
+            assert all(share[name].is_contiguous(memory_format=layout) for share in shares)
+            together = torch.cat([share[name] for share in shares])
+            assert torch.allclose(together.double(), expected[name].double(), rtol=0, atol=tolerance), (kind, name)
+        for name in ("weight", "bias"):
+            together = sum(share[name] for share in shares)
+            assert torch.allclose(together, expected[name], rtol=0, atol=50 * tolerance), (kind, name)
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            same = [torch.allclose(share[name], expected[name], rtol=1e-6, atol=1e-6) for share in shares]
+            assert all(same), (kind, name)
 
 
 EARLY = {

@@ -1,100 +1,127 @@
 """Nothing is lost: resuming, signals, kills, full disks, two runs at once, hostile checkpoints."""
 
+import functools
 import os
 import pickle
 import resource
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command, environment, read_run, same_losses, same_weights, wait_for
+from conftest import At, Command, at, read_run, same_weights, wait_for, wait_until, without_times
 
 from files import writing
 from files.locks import locked
 from terminal.errors import UserError
 
-DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)
-RESNET = ("resnet_model", "--epochs", 3, "--batch-size", 5, "--width", 4)
+DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)  # 25 steps an epoch
+RESNET = ("resnet_model", "--epochs", 3, "--batch-size", 5, "--width", 4)  # 20
 
 
 def same_run(a: Path, b: Path) -> bool:
-    names = ("model.pth", "best_model.pth")
-    return same_losses(a, b) and all(same_weights(a / name, b / name) for name in names)
+    """Whether two runs left the same weights and, but for times, the same records."""
+    same = all(same_weights(a / name, b / name) for name in ("model.pth", "best_model.pth"))
+    return same and without_times(a) == without_times(b)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code", "moment"),
+    [
+        (signal.SIGINT, 130, ("written", 1)),  # between two epochs
+        (signal.SIGTERM, 143, ("step", 27)),  # within the second
+        (signal.SIGHUP, 129, ("written", 2)),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
+)
 @pytest.mark.parametrize("script", [DROPOUT, RESNET], ids=lambda script: script[0])
-def test_a_signal_saves_and_resuming_gives_the_uninterrupted_run(start, run, tmp_path, script, number, code) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(*script, "--output", whole).code == 0
-    interrupted = start(*script, "--output", out)
-    wait_for(out / "checkpoint.pth")
-    os.kill(interrupted.process.pid, number)
-    done = interrupted.finish()
+def test_a_signal_saves_and_resuming_gives_the_uninterrupted_run(
+    run, reference, tmp_path: Path, script: tuple, number: int, code: int, moment: tuple
+) -> None:
+    out = tmp_path / "out"
+    done = run(*script, "--output", out, moment=at(*moment, number))
     assert done.code == code
     assert "--resume" in done.err.splitlines()[-1] and "Traceback" not in done.err
     resumed = run(*script, "--output", out, "--resume")
     assert resumed.code == 0, resumed.err
     assert "resuming at epoch" in resumed.out
-    assert same_run(out, whole)
+    assert same_run(out, reference(*script))
     assert not (out / "checkpoint.pth").exists()
 
 
-def test_a_signal_within_an_epoch_costs_none_of_its_steps(start, run, tmp_path: Path) -> None:
-    script = ("resnet_model", "--epochs", 1, "--batch-size", 1, "--width", 16)
+def test_a_signal_from_another_process_saves(start, tmp_path: Path) -> None:
+    held = At("written", 1, functools.partial(wait_for, tmp_path / "sent"))
+    script = start(*DROPOUT, "--output", tmp_path / "out", moment=held)
+    wait_for(tmp_path / "out" / "checkpoint.pth")
+    os.kill(script.process.pid, signal.SIGTERM)
+    (tmp_path / "sent").touch()
+    done = script.finish()
+    assert done.code == 143 and "epoch   2/4" not in done.out
+
+
+def test_a_signal_within_an_epoch_costs_none_of_its_steps(run, larger_data_dir: Path, tmp_path: Path) -> None:
+    script = ("dropout_regularization", "--epochs", 1, "--batch-size", 2)  # 300 steps, in chunks of 128
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(*script, "--output", whole).code == 0
-    interrupted = start(*script, "--output", out)
-    while "on cifar10" not in interrupted.text("out"):
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.kill(interrupted.process.pid, signal.SIGTERM)
-    assert interrupted.finish().code == 143
+    assert run(*script, "--output", whole, data_dir=larger_data_dir).code == 0
+    done = run(*script, "--output", out, data_dir=larger_data_dir, moment=at("step", 100, signal.SIGTERM))
+    assert done.code == 143
     state = torch.load(out / "checkpoint.pth", weights_only=True)
-    assert state["epoch"] == 1 and len(state["losses"]) == state["step"] > 0
-    assert run(*script, "--output", out, "--resume").code == 0
+    assert state["epoch"] == 1 and len(state["losses"]) == state["step"] == 128
+    assert run(*script, "--output", out, "--resume", data_dir=larger_data_dir).code == 0
     assert same_run(out, whole)
 
 
-def test_killed_at_any_moment_its_files_are_whole_and_its_end_the_same(start, run, tmp_path: Path) -> None:
-    script = ("dropout_regularization", "--epochs", 5, "--batch-size", 2)
-    whole = tmp_path / "whole"
-    began = time.monotonic()
-    assert run(*script, "--output", whole).code == 0
-    life = time.monotonic() - began
-    moments = 24
-    caught = set()
-    for i in range(moments):
-        out = tmp_path / f"out{i}"
-        killed = start(*script, "--output", out)
-        killed.process.join((i + 1) / moments * life * 1.05)
-        killed.process.kill()
-        killed.process.join()
-        for path in out.glob("[a-z]*"):  # all but hidden files
-            if path.suffix == ".pth":
-                torch.load(path, weights_only=True)
-            elif path.suffix == ".json":
-                read_run(out)
-        names = frozenset(path.name for path in out.glob("[a-z]*"))
-        caught.add(names)
-        if not {"loss.png"} <= names or "checkpoint.pth" in names:
-            done = run(*script, "--output", out, "--resume")
-            assert done.code == 0, done.err
-        assert same_run(out, whole), f"killed at moment {i} with {sorted(names)}"
-        assert list(out.glob(".*.tmp")) == []
-    assert frozenset() in caught and frozenset({"checkpoint.pth"}) in caught
+def test_a_resumed_runs_record_counts_all_its_parts(run, tmp_path: Path) -> None:
+    for moment in (at("step", 60, signal.SIGTERM), at("step", 20, signal.SIGTERM)):  # in epoch 3, and in epoch 4
+        assert run(*DROPOUT, "--output", tmp_path, "--resume", moment=moment).code == 143
+    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert run(*DROPOUT, "--output", tmp_path, "--resume").code == 0
+    record = read_run(tmp_path)
+    history, steps, result = record["history"], record["steps"], record["result"]
+    assert {name: len(values) for name, values in history.items()} == dict.fromkeys(history, 4)
+    assert history["epoch"] == [1, 2, 3, 4]
+    assert steps["epoch"] == sorted(set(steps["epoch"])) and len(steps["epoch"]) == len(steps["train_loss"]) == 48
+    assert steps["epoch"][11::12] == [1, 2, 3, 4]
+    # What was done before the last start is in all times, once.
+    assert history["seconds"][:3] == state["history"]["seconds"] and min(history["seconds"]) > 0
+    assert history["seconds"][3] >= state["seconds"] > 0
+    assert result["train_seconds"] == pytest.approx(sum(history["seconds"]))
+    assert result["total_seconds"] > max(state["total_seconds"], result["train_seconds"])
+    assert result["images_per_second"] == pytest.approx(4 * 100 / result["train_seconds"])
 
 
-def test_killed_between_the_last_writes_the_results_are_completed(run, tmp_path: Path) -> None:
-    script = ("original_version_model", "--epochs", 2)
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(*script, "--output", whole).code == 0
+# The files that a run of three epochs writes, in order.
+WRITTEN = ("checkpoint.pth", "checkpoint.pth", "checkpoint.pth", "best_model.pth", "model.pth", "loss.json", "loss.png")
+MOMENTS = [("step", 10), ("step", 60), *(("writing", i) for i in range(1, 8)), ("written", 7)]
+
+
+@pytest.mark.parametrize(("event", "count"), MOMENTS)
+def test_killed_at_any_moment_its_files_are_whole_and_its_end_the_same(
+    run, reference, tmp_path: Path, event: str, count: int
+) -> None:
+    script = (*DROPOUT[:2], 3, *DROPOUT[3:])
+    assert run(*script, "--output", tmp_path / "out", moment=at(event, count, signal.SIGKILL)).code == -signal.SIGKILL
+    files = {path.name: path for path in (tmp_path / "out").glob("[a-z]*")}  # all but hidden ones
+    before = {"step": count // 25, "writing": count - 1, "written": count}[event]
+    assert files.keys() == set(WRITTEN[:before])
+    for path in files.values():
+        if path.suffix == ".pth":
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".json":
+            read_run(path.parent)
+    assert len(list((tmp_path / "out").glob(".*.tmp"))) == (event == "writing")
+    done = run(*script, "--output", tmp_path / "out", "--resume")
+    assert done.code == 0, done.err
+    assert same_run(tmp_path / "out", reference(*script))
+    assert list((tmp_path / "out").glob(".*.tmp")) == []
+
+
+def test_failing_at_the_last_writes_the_results_are_completed(run, reference, tmp_path: Path) -> None:
+    script, out = ("original_version_model", "--epochs", 2), tmp_path / "out"
     for missing in ("best_model.pth", "model.pth", "loss.json", "loss.png"):
-        # What a kill just before that write leaves: the directory in its place makes the write fail.
+        # A folder in its place makes the write fail.
         (out / missing / "in the way").mkdir(parents=True)
         failed = run(*script, "--output", out)
         assert failed.code == 1 and missing in failed.err and len(failed.err.splitlines()) == 1, failed.err
@@ -102,7 +129,7 @@ def test_killed_between_the_last_writes_the_results_are_completed(run, tmp_path:
         shutil.rmtree(out / missing)
         done = run(*script, "--output", out, "--resume")
         assert done.code == 0 and "epoch   2/2" not in done.out, done.err
-        assert same_run(out, whole)
+        assert same_run(out, reference(*script))
         shutil.rmtree(out)
 
 
@@ -112,13 +139,10 @@ def test_resuming_without_a_checkpoint_begins_at_the_beginning(run, tmp_path: Pa
 
 
 @pytest.fixture
-def unfinished(start, tmp_path: Path) -> Path:
-    """A folder with the checkpoint of an interrupted run."""
+def unfinished(run, tmp_path: Path) -> Path:
+    """A folder with the checkpoint of a killed run."""
     out = tmp_path / "unfinished"
-    script = start(*DROPOUT, "--output", out)
-    wait_for(out / "checkpoint.pth")
-    script.process.kill()
-    script.process.join()
+    assert run(*DROPOUT, "--output", out, moment=at("written", 1, signal.SIGKILL)).code == -signal.SIGKILL
     return out
 
 
@@ -154,18 +178,14 @@ def test_another_model_is_listed_too(run, unfinished: Path) -> None:
     assert done.code == 1 and "model LeNet -> ResNet18" in done.err
 
 
-def test_a_constant_rate_run_may_be_resumed_for_more_epochs(run, unfinished: Path, tmp_path: Path) -> None:
+def test_a_constant_rate_run_may_be_resumed_for_more_epochs(run, reference, unfinished: Path) -> None:
     longer = (*DROPOUT[:2], 6, *DROPOUT[3:])
     assert run(*longer, "--output", unfinished, "--resume").code == 0
-    assert run(*longer, "--output", tmp_path / "whole").code == 0
-    assert same_run(unfinished, tmp_path / "whole")
+    assert same_run(unfinished, reference(*longer))
 
 
-def test_an_annealed_run_may_not(start, run, tmp_path: Path) -> None:
-    script = start(*RESNET, "--output", tmp_path / "out")
-    wait_for(tmp_path / "out" / "checkpoint.pth")
-    script.process.kill()
-    script.process.join()
+def test_an_annealed_run_may_not(run, tmp_path: Path) -> None:
+    run(*RESNET, "--output", tmp_path / "out", moment=at("written", 1, signal.SIGKILL))
     done = run(*RESNET[:2], 9, *RESNET[3:], "--output", tmp_path / "out", "--resume")
     assert done.code == 1 and "epochs 3 -> 9" in done.err
 
@@ -193,7 +213,8 @@ def test_a_bad_checkpoint_is_one_line_and_never_stops_a_fresh_start(run, unfinis
 
 
 def test_two_runs_in_one_folder_the_second_stops_at_once(start, run, tmp_path: Path) -> None:
-    first = start("original_version_model", "--epochs", 500, "--output", tmp_path)
+    held = At("written", 1, functools.partial(wait_for, tmp_path / "never"))
+    first = start("original_version_model", "--epochs", 2, "--output", tmp_path, moment=held)
     wait_for(tmp_path / "checkpoint.pth")
     second = run("original_version_model", "--epochs", 1, "--output", tmp_path)
     assert second.code == 1
@@ -262,13 +283,12 @@ def test_a_failing_torch_save_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_ctrl_c_before_training_ends_with_130_and_no_traceback(data_dir: Path, tmp_path: Path) -> None:
+def test_ctrl_c_before_training_ends_with_130_and_no_traceback(start, tmp_path: Path) -> None:
     (tmp_path / "data" / "train").mkdir(parents=True)
-    command = ["python", str(ROOT / "original_version_model.py"), "--data-dir", str(tmp_path / "data")]
     # The data folder is in use, so that the script waits for it.
     with locked(tmp_path / "data"):
-        waiting = subprocess.Popen(command, env=environment(None), stderr=subprocess.PIPE, text=True)
-        assert "waiting for process" in waiting.stderr.readline()
-        waiting.send_signal(signal.SIGINT)
-        _, err = waiting.communicate(timeout=60)
-    assert waiting.returncode == 130 and "Traceback" not in err
+        waiting = start("original_version_model", data_dir=tmp_path / "data")
+        wait_until(lambda: "waiting for process" in waiting.text("err"), "the script waits")
+        os.kill(waiting.process.pid, signal.SIGINT)
+        done = waiting.finish()
+    assert done.code == 130 and "Traceback" not in done.err

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, linux
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> No
     assert two["predicted_images_per_second"] == pytest.approx(128 / 0.088)
 
 
-def test_the_committed_figures_are_whole(scaling) -> None:
+def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
     record = json.loads((ROOT / "benchmarks" / "scaling.json").read_text())
     assert [(case["model"], case["batch_size"]) for case in record["cases"]] == [
         (model, size) for model, sizes in scaling.BATCH_SIZES.items() for size in sizes
@@ -73,6 +73,21 @@ def test_the_committed_figures_are_whole(scaling) -> None:
         assert case["measured"][0]["devices"] == 1
         assert [it["link"] for it in case["predicted"]] == [link["name"] for link in record["links"]]
     assert scaling.draw(record).startswith(b"\x89PNG")
+    speedups, steps = figures[0].axes
+    lines = {line.get_label(): line for line in speedups.lines}
+    dashed = [line for line in speedups.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+    assert "ideal" in lines and [text.get_text() for text in speedups.get_legend().get_texts()][-1] == "predicted"
+    assert (speedups.get_xlabel(), speedups.get_ylabel()) == (record["devices"], "speed-up over one")
+    rows, milliseconds = [], []
+    for case, prediction in zip(record["cases"], dashed, strict=True):
+        measured = [(row["devices"], row["speedup"]) for row in case["measured"]]
+        assert list(zip(*lines[scaling.case_name(case)].get_data(), strict=True)) == measured
+        expected = case["predicted"][0]
+        assert [list(values) for values in prediction.get_data()] == [expected["devices"], expected["speedup"]]
+        rows += [f"{scaling.case_name(case)} on {devices}" for devices, _ in measured]
+        milliseconds += [1e3 * row["step_seconds"] for row in case["measured"]]
+    assert [label.get_text() for label in steps.get_yticklabels()] == rows
+    assert [float(text.get_text().removesuffix(" ms")) for text in steps.texts] == pytest.approx(milliseconds, rel=0.1)
 
 
 def children(of: int) -> list[int]:
@@ -86,10 +101,14 @@ def descendants(of: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether it is one that torchrun started, and not torchrun itself or a command that a library runs."""
+    """Whether it is one that torchrun started, and not torchrun itself or a command that a library runs.
+
+    It counts once it has loaded torch, since torchrun does not end one that it has only just started.
+    """
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        return "torch.distributed.run" not in words and any(word.endswith("scaling.py") for word in words)
+        ours = "torch.distributed.run" not in words and any(word.endswith("scaling.py") for word in words)
+        return ours and "libtorch" in Path(f"/proc/{pid}/maps").read_text()
     return False
 
 
@@ -103,6 +122,7 @@ def still_running(pids: list[int]) -> list[int]:
     return pids
 
 
+@linux
 @pytest.mark.parametrize(("kill", "code"), [("itself", 130), ("a worker", 1)])
 def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "scaling.py", "--width", "4", "--output", tmp_path]

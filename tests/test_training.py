@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import small_data
 
 import common
 from common import Execution
@@ -13,13 +14,6 @@ from original_version_model import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
 ALONE = Execution(torch.device("cpu"), "fp32", "none")
-
-
-def small_data(images: int = 40) -> common.Data:
-    from cifar10.synthetic import synthetic_images
-
-    arrays = [torch.from_numpy(array[:images]) for array in synthetic_images()]
-    return common.Data(*arrays, "synthetic", "test")
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 """--validation-images: an epoch chosen without looking at the test images."""
 
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, read_run, run_command, same_losses, same_weights
+from conftest import at, read_run, same_weights, without_times
 
+import common
 from cifar10.loading import Data, hold_out, load_cifar10
 from terminal.errors import UserError
 
@@ -68,11 +67,9 @@ def test_the_best_epoch_goes_by_validation_accuracy(run, tmp_path: Path) -> None
     assert f"in epoch {best + 1}, chosen on validation images" in done.out
 
 
-def test_best_model_is_of_the_chosen_epoch(run, tmp_path: Path, data_dir: Path) -> None:
-    import common
-
-    assert run(*SCRIPT, "--output", tmp_path).code == 0
-    record, weights = read_run(tmp_path), torch.load(tmp_path / "best_model.pth", weights_only=True)
+def test_best_model_is_of_the_chosen_epoch(reference, data_dir: Path) -> None:
+    folder = reference(*SCRIPT)
+    record, weights = read_run(folder), torch.load(folder / "best_model.pth", weights_only=True)
     model = common.LeNet()
     model.load_state_dict(weights)
     held = hold_out(load_cifar10(data_dir), 30)
@@ -81,31 +78,24 @@ def test_best_model_is_of_the_chosen_epoch(run, tmp_path: Path, data_dir: Path) 
     assert accuracy == pytest.approx(max(record["history"]["validation_accuracy"]), abs=1e-4)
 
 
-def test_the_same_images_are_held_out_after_resuming(run, start, tmp_path: Path) -> None:
-    script = ("original_version_model", "--epochs", 30, "--validation-images", 30)
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert run(*script, "--output", whole).code == 0
-    interrupted = start(*script, "--output", resumed)
-    while not (resumed / "checkpoint.pth").exists():
-        time.sleep(0.002)
-    os.kill(interrupted.process.pid, signal.SIGTERM)
-    assert interrupted.finish().code == 143
-    other = run(*script[:-1], 40, "--output", resumed, "--resume")
+def test_the_same_images_are_held_out_after_resuming(run, reference, tmp_path: Path) -> None:
+    whole = reference(*SCRIPT)
+    assert run(*SCRIPT, "--output", tmp_path, moment=at("step", 30, signal.SIGTERM)).code == 143  # of 18 an epoch
+    other = run(*SCRIPT[:-1], 40, "--output", tmp_path, "--resume")
     assert other.code == 1 and "validation_images 30 -> 40" in other.err
-    without = run(*script[:-2], "--output", resumed, "--resume")
+    without = run(*SCRIPT[:-2], "--output", tmp_path, "--resume")
     assert without.code == 1 and "validation_images 30 -> 0" in without.err
-    assert run(*script, "--output", resumed, "--resume").code == 0
-    assert same_losses(resumed, whole) and same_weights(resumed / "best_model.pth", whole / "best_model.pth")
+    assert run(*SCRIPT, "--output", tmp_path, "--resume").code == 0
+    assert without_times(tmp_path) == without_times(whole)
+    assert same_weights(tmp_path / "best_model.pth", whole / "best_model.pth")
 
 
-def test_the_same_images_are_held_out_in_several_processes(run, tmp_path: Path, data_dir: Path) -> None:
-    alone, several = tmp_path / "alone", tmp_path / "several"
-    assert run(*SCRIPT, "--output", alone).code == 0
-    command = ("torchrun", "--standalone", "--nproc-per-node=2", ROOT / f"{SCRIPT[0]}.py", *SCRIPT[1:])
-    done = run_command(*command, "--output", several, data_dir=data_dir)
+def test_the_same_images_are_held_out_in_several_processes(together, reference, tmp_path: Path) -> None:
+    done = together(2, *SCRIPT, "--output", tmp_path / "several")
     assert done.code == 0, done.err
+    several, alone = (read_run(folder)["history"] for folder in (tmp_path / "several", reference(*SCRIPT)))
     for name in ("validation_loss", "test_loss"):
-        assert read_run(several)["history"][name] == pytest.approx(read_run(alone)["history"][name], rel=1e-3), name
+        assert several[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
 def test_a_small_folder_is_one_line(run, own_data_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""What the pictures show: their lines, bars, images, labels and positions."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, read_run
+from PIL import Image
+
+import common
+import inspect_weights
+from cifar10.loading import CLASSES, load_cifar10
+from original_version_model import SETTINGS
+from results.loss_plot import draw_losses
+
+# A LeNet that tells some classes apart.
+TRAINED = ("original_version_model_multigpu", "--epochs", 6, "--lr", 0.03, "--batch-size", 10)
+
+
+@pytest.fixture
+def inspect_here(figures, monkeypatch: pytest.MonkeyPatch):
+    """Runs inspect_weights.py in this process; the figures that it draws."""
+
+    def inspect_here(*arguments: object) -> list:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "inspect_weights.py"), *map(str, arguments)])
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, getattr(sys, name))  # the script puts others in their place
+        with pytest.raises(SystemExit) as end:
+            inspect_weights.main()
+        assert not end.value.code
+        return figures
+
+    return inspect_here
+
+
+def logits_of(weights: Path, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return common.load(weights)(images)
+
+
+def texts(artists: object) -> list[str]:
+    return [artist.get_text() for artist in artists]
+
+
+# --- loss.png
+
+
+def curves(axes: object) -> dict[str, tuple[list, list]]:
+    """The points of each line, by its name in the legend."""
+    lines = {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines}
+    assert texts(axes.get_legend().get_texts()) == list(lines)
+    return lines
+
+
+def test_the_losses_of_a_run(figures, data_dir: Path, tmp_path: Path) -> None:
+    changes = {"epochs": 3, "batch_size": 10, "validation_images": 30, "data_dir": data_dir, "output": tmp_path}
+    record = common.run(dataclasses.replace(SETTINGS, **changes))
+    history, steps = record["history"], record["steps"]
+    (figure,) = figures
+    left, right = figure.axes
+    epochs, names = [1, 2, 3], {"training": "train", "test": "test", "validation": "validation"}
+    losses = {name: (epochs, history[f"{key}_loss"]) for name, key in names.items()}
+    losses["training"] = ([0.5, 1.5, 2.5], history["train_loss"])  # a mean over an epoch belongs at its middle
+    assert curves(left) == {"training, within the epochs": (steps["epoch"], steps["train_loss"]), **losses}
+    assert curves(right) == {name: (epochs, history[f"{key}_accuracy"]) for name, key in names.items()}
+    assert (left.get_xlabel(), left.get_ylabel()) == ("epoch", "loss (cross-entropy)")
+    assert (right.get_xlabel(), right.get_ylabel()) == ("epoch", "accuracy (%)")
+    title, settings = figure.get_suptitle().split("\n", 1)
+    assert title.startswith("original_version_model: ")
+    assert f"{record['result']['final_test_accuracy']:.2f} % at the end" in title
+    assert settings == "batch_size=10, epochs=3, validation_images=30"  # what differs from the stated ones
+
+
+def test_label_smoothing_is_named_beside_the_training_loss(figures, data_dir: Path, tmp_path: Path) -> None:
+    changes = {"epochs": 1, "label_smoothing": 0.1, "data_dir": data_dir, "output": tmp_path}
+    common.run(dataclasses.replace(SETTINGS, **changes))
+    assert "training (with label smoothing)" in curves(figures[0].axes[0])
+
+
+def test_the_losses_of_a_run_on_the_stand_in_say_so(figures, reference) -> None:
+    record = read_run(reference("dropout_regularization", "--epochs", 1))
+    draw_losses(record | {"dataset": record["dataset"] | {"name": "synthetic"}}, "")
+    assert figures[0].get_suptitle().startswith("dropout_regularization on SYNTHETIC data, not CIFAR-10: ")
+
+
+# --- weights.png
+
+
+def histograms(axes: object) -> list[tuple[float, np.ndarray]]:
+    """Each histogram's right end and its counts."""
+    points = [patch.get_xy() for patch in axes.patches]
+    return [(xy[:, 0].max(), xy[1::2, 1][:60]) for xy in points]
+
+
+def test_filters_and_histograms_of_all_layers(inspect_here, lenet: Path) -> None:
+    (figure,) = inspect_here(lenet)
+    tensors = torch.load(lenet / "model.pth", weights_only=True)
+    layers = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.ndim > 1}
+    filters, *panels = figure.axes
+    assert figure.get_suptitle() == str(lenet)
+    assert filters.get_title() == "filters of the first convolution (6, as RGB, all on one scale)"
+    drawn, expected = filters.images[0].get_array(), layers["conv1.weight"]
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    assert drawn.shape == (6, 6 * 6, 3)
+    for i, kernel in enumerate(expected):
+        assert np.allclose(drawn[:5, 6 * i : 6 * i + 5], kernel.transpose(1, 2, 0), atol=1e-6), i
+    assert [axes.get_title() for axes in panels if axes.axison] == [f"{n} ({w.size:,})" for n, w in layers.items()]
+    for axes, weights in zip(panels, layers.values(), strict=False):
+        ((reach, counts),) = histograms(axes)
+        assert reach == pytest.approx(abs(weights).max())
+        assert counts.tolist() == np.histogram(weights, np.linspace(-reach, reach, 61))[0].tolist()
+
+
+def test_two_files_histograms_are_on_one_scale(inspect_here, lenet: Path, tmp_path: Path) -> None:
+    weights, other = torch.load(lenet / "model.pth", weights_only=True), tmp_path / "half.pth"
+    torch.save({name: tensor / 2 for name, tensor in weights.items()}, other)
+    (figure,) = inspect_here(lenet, "--against", other)
+    assert figure.get_suptitle() == f"{lenet} against {other}"
+    (legend,) = [legend for part in figure.subfigs for legend in part.legends]
+    assert texts(legend.get_texts()) == [str(lenet), str(other)]
+    for axes in figure.axes[1:6]:
+        (reach, ours), (other_reach, theirs) = histograms(axes)
+        assert reach == other_reach and ours.sum() == theirs.sum()
+        assert ours[[0, -1]].any() and not theirs[:14].any() and not theirs[-14:].any()
+
+
+# --- confusion.png and mistakes.png
+
+
+def test_the_confusion_matrix_and_the_worst_mistakes(inspect_here, reference, data_dir: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pth"
+    weights.write_bytes((reference(*TRAINED) / "model.pth").read_bytes())
+    _, confusion, mistakes = inspect_here(tmp_path, "--evaluate", "--data-dir", data_dir)
+    data = load_cifar10(data_dir)
+    probabilities, labels = logits_of(weights, data.test_images).softmax(1), data.test_labels.tolist()
+    sure, predicted = (values.tolist() for values in probabilities.max(1))
+
+    axes = confusion.axes[0]
+    accuracy = 100 * np.mean(np.equal(predicted, labels))
+    assert axes.get_title() == f"test accuracy {accuracy:.2f} %" and len(set(predicted)) > 3
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    assert texts(axes.get_xticklabels()) == texts(axes.get_yticklabels()) == list(CLASSES)
+    shares = np.zeros((10, 10))
+    for label, prediction in zip(labels, predicted, strict=True):
+        shares[label, prediction] += 100 / 4  # of four images of each class
+    assert np.array_equal(axes.images[0].get_array(), shares)
+    drawn = {text.get_position(): text.get_text() for text in axes.texts}
+    assert drawn == {(x, y): f"{shares[y, x]:.0f}" for x in range(10) for y in range(10)}
+
+    worst = sorted((i for i in range(40) if predicted[i] != labels[i]), key=lambda i: -sure[i])
+    shown = [axes for axes in mistakes.axes if axes.images]
+    assert len(shown) == min(32, len(worst))
+    assert f"{len(shown)} of {len(worst)} mistakes in 40 test images" in mistakes.get_suptitle()
+    for axes, i in zip(shown, worst, strict=False):
+        names = f"true: {CLASSES[labels[i]]}\npredicted: {CLASSES[predicted[i]]}"
+        assert axes.get_title() == f"{names}\n({100 * sure[i]:.1f} % sure)"
+        assert np.array_equal(axes.images[0].get_array(), data.test_images[i].permute(1, 2, 0))
+
+
+# --- classified.png
+
+
+def test_classified_photos_are_beside_their_pixels_and_probabilities(inspect_here, reference, tmp_path: Path) -> None:
+    random, weights = np.random.default_rng(0), tmp_path / "model.pth"
+    weights.write_bytes((reference(*TRAINED) / "model.pth").read_bytes())
+    for name, size in (("a $wide$ one.png", (64, 96, 3)), ("high.png", (90, 50, 3))):
+        Image.fromarray(random.integers(0, 256, size, np.uint8)).save(tmp_path / name)
+    (figure,) = inspect_here(weights, "--classify", tmp_path / "high.png", tmp_path / "a $wide$ one.png")
+    assert len(figure.axes) == 6
+    for row, name, size in ((0, "high.png", (90, 50, 3)), (1, "a $wide$ one.png", (64, 96, 3))):
+        left, middle, right = figure.axes[3 * row : 3 * row + 3]
+        assert left.get_title() == name and middle.get_title() == "what the network saw"
+        assert left.images[0].get_array().shape == size
+        seen = torch.from_numpy(np.array(middle.images[0].get_array()))
+        assert seen.shape == (32, 32, 3)
+        expected = 100 * logits_of(weights, seen.permute(2, 0, 1)[None])[0].softmax(0)
+        bars = right.containers[0]
+        assert [bar.get_width() for bar in bars] == pytest.approx(expected.tolist(), abs=0.01)
+        assert texts(right.get_yticklabels()) == list(CLASSES) and right.yaxis_inverted()
+        assert texts(right.texts) == [f"{bar.get_width():.1f}" for bar in bars]
+        colours = [bar.get_facecolor() for bar in bars]
+        assert [colours.count(colour) for colour in colours] == [1 if i == expected.argmax() else 9 for i in range(10)]
+        assert right.get_title() == "probability (%)"
