@@ -39,7 +39,7 @@ from internals.execution import (
     start_execution,
     tiny_steps,
 )
-from internals.files import UserError, WrongOption, opened, read_torch, write_file, write_torch
+from internals.files import UserError, WrongOption, expanded, opened, read_torch, write_file, write_torch
 from internals.loss_plot import draw_losses, finer_losses
 from internals.original import original_text
 from internals.output import make_output_last, progress_bar
@@ -144,7 +144,7 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
     changed = differences(config_of(settings), config_of(stated))
     if dataset != "cifar10":
         changed["dataset"] = dataset
-    return Path(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
+    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
 
 
 # --- Models -----------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def start_execution(settings: Settings) -> Execution:
     """Choose the device and, under `torchrun`, join the other processes; UserError if there are too few GPUs."""
     name = settings.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and not dist.is_torchelastic_launched()  # processes can't share it
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     precision = choose_precision(settings, name)
     if not dist.is_torchelastic_launched():
         several = settings.data_parallel and name == "cuda" and torch.cuda.device_count() > 1

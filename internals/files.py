@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,24 @@ TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead r
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # where a file system has no locks
 
 
+REPLACE_SECONDS = 2.0  # how long a file that another program has open is tried to be replaced, on Windows
+
+
 class UserError(Exception):
     """Something the person at the keyboard can put right: shown as one line, exit code 1."""
 
 
 class WrongOption(UserError):
     """A setting, or an argument of the model's constructor, that can't be: exit code 2."""
+
+
+class FileInUse(UserError):
+    """A file that can't be replaced now, as on Windows while another program has it open: the old one stays."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a `~` at its beginning replaced; the shell leaves it as it is in `--output=~/x`."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
@@ -98,17 +111,33 @@ def lock_file(path: Path, wait: bool) -> Callable[[], None]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; UserError that names it if the disk is full, say."""
+    """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open."""
     temporary = path.with_name(TEMPORARY.format(path.name))
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where a name is too long, removing it fails, too
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path} can't be written: {error.strerror}") from error
+    except FileInUse:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace(new: Path, path: Path) -> None:
+    """`os.replace`, tried for `REPLACE_SECONDS` while the system refuses, as Windows does if the file is open."""
+    end = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            return os.replace(new, path)
+        except PermissionError as error:
+            if time.monotonic() > end:
+                raise FileInUse(f"{path} can't be replaced: {error.strerror}; another program may have it open") from error
+        time.sleep(0.05)
 
 
 def write_torch(path: Path, value: object) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from internals.drawing import default_style, png
 from internals.experiments import colour_of, shade
 from internals.words import describe, describe_result
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@default_style()
 def draw_losses(run: dict) -> bytes:
     """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs."""
     from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
@@ -38,10 +39,8 @@ def draw_losses(run: dict) -> bytes:
     stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
     title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
     settings = textwrap.fill(describe(run["config"]).replace(",", ", "), 120)
-    figure.suptitle(f"{title}\n{settings}", fontsize=10, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    figure.suptitle(f"{title}\n{settings}", fontsize=10)
+    return png(figure, 110)
 
 
 def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
