@@ -136,7 +136,8 @@ def replace(new: Path, path: Path) -> None:
             return os.replace(new, path)
         except PermissionError as error:
             if time.monotonic() > end:
-                raise FileInUse(f"{path} can't be replaced: {error.strerror}; another program may have it open") from error
+                reason = f"{error.strerror}; another program may have it open"
+                raise FileInUse(f"{path} can't be replaced: {reason}") from error
         time.sleep(0.05)
 
 
