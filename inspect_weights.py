@@ -5,9 +5,14 @@
     python inspect_weights.py modelset/Resnet --classify photo.jpg another.png     # on your own pictures
     python inspect_weights.py A.pth --against B.pth              # two files side by side
 
-Prints a row per parameter tensor and draws weights.png beside the file; --against draws
-weights-against-OTHER.png, --evaluate adds confusion.png and mistakes.png, --classify prints the
-likeliest classes and draws classified.png. It reads what other scripts saved, too: state dicts in
+Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png,
+--evaluate adds confusion.png and mistakes.png, --classify prints the likeliest classes and draws
+classified.png. Pictures go beside the file, those of the results that come with the repository to
+the current folder, or to --output. A file alone does not say how images were normalised when it
+was trained: --evaluate then tries the usual ways on some test images, prints what they give, and
+goes by them where they tell; --mean and --std decide it.
+
+It reads what other scripts saved, too: state dicts in
 any float type, as compiled, parallel or averaged models have them, or with a prefix of Lightning's,
 and in a dictionary with other things. Nothing in a file is executed.
 """
@@ -16,10 +21,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
+import math
 import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +32,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import LeNet, ResNet18, normalise, options_of, stated_settings, to_device
-from internals.arguments import ArgumentParser, HelpFormatter
-from internals.cifar10 import CLASSES, DATA_DIR, load_cifar10
-from internals.files import UserError, write_file
+from common import CIFAR10_MEAN, CIFAR10_STD, HERE, LeNet, ResNet18, normalise, options_of, stated_settings, to_device
+from fast_model import FastNet
+from internals.arguments import ArgumentParser, HelpFormatter, within
+from internals.cifar10 import CLASSES, DATA_DIR, Data, load_cifar10
+from internals.drawing import default_style, png, write_picture
+from internals.files import UserError, expanded, read_torch
 from internals.output import make_output_last
 from internals.photos import ROWS, draw_classified, read_photo
 from internals.weights import read_weights, refuse_unknown_pooling, warn_of_non_finite, without_prefix
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
+USUAL = (  # means and standard deviations with which people normalise CIFAR-10's images
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # PyTorch's tutorial
+    (CIFAR10_MEAN, CIFAR10_STD),
+    (CIFAR10_MEAN, (0.2023, 0.1994, 0.2010)),  # https://github.com/kuangliu/pytorch-cifar, and its many copies
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # none
+)
+TRIED_IMAGES = 500  # of the test images, to tell these apart
+SURE = 3.0  # standard errors between the accuracies of two of them
 
 
 def weights_file(path: Path) -> Path:
-    """The path itself, or model.pth in it if it is a folder."""
-    return path / "model.pth" if path.is_dir() else path
+    """The path itself, or if it is a folder, model.pth in it, or an unfinished run's checkpoint.pth."""
+    if not path.is_dir():
+        return path
+    finished, unfinished = path / "model.pth", path / "checkpoint.pth"
+    return unfinished if unfinished.is_file() and not finished.is_file() else finished
+
+
+def picture_folder(path: Path, output: Path | None) -> Path:
+    """Where a weights file's pictures go: what comes with the repository stays as it is."""
+    if output is not None:
+        return output
+    return Path() if path.resolve().is_relative_to(HERE / "modelset" / "reference") else path.parent
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,20 +75,28 @@ def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()}
 
 
-def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
-    """What a file may be of: the model of the run whose loss.json lies beside it, and those of common.py.
-
-    The latter are shapes without memory, since a file may claim any width.
-    """
-    models = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no loss.json, or not that of a run
-        run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
+def stated_model(path: Path) -> nn.Module | None:
+    """The model of the run that the file is of, as a checkpoint says itself, or the loss.json beside it."""
+    with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):
+        run = read_torch(path)
+        if not isinstance(run, dict) or not {"experiment", "config"} <= run.keys():
+            run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
         stated = stated_settings(run["experiment"])
         if stated and stated.model.__name__ == run["config"]["model"]:
             options = options_of(stated)  # older runs say nothing of an option that is new
-            models.append(stated.model(**{name: run["config"].get(name, value) for name, value in options.items()}))
+            return stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
+    return None
+
+
+def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
+    """What a file may be of: the model of the run that it is of, and those of this repository.
+
+    The latter are shapes without memory, since a file may claim any width.
+    """
+    stated = stated_model(path)
+    models = [] if stated is None else [stated]
     with torch.device("meta"):
-        for model in (LeNet, ResNet18):
+        for model in (LeNet, ResNet18, FastNet):
             models.append(model(**getattr(model, "options_from", lambda weights: {})(weights)))
     return models
 
@@ -138,6 +172,7 @@ def print_comparison(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: P
     print_table(lines)
 
 
+@default_style()
 def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None, names: list[str]) -> bytes:
     """The first convolution's filters as RGB tiles, and a histogram of each layer's weights."""
     from matplotlib.figure import Figure
@@ -172,7 +207,7 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
         handles, labels = next(iter(bottom.axes)).get_legend_handles_labels()
         bottom.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
     figure.suptitle(" against ".join(names))
-    return png(figure)
+    return png(figure, 90)
 
 
 def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
@@ -185,14 +220,6 @@ def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
     return grid.flatten(2, 3).flatten(0, 1).numpy()
 
 
-def png(figure: object) -> bytes:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
-        figure.savefig(content, format="png", dpi=90)
-    return content.getvalue()
-
-
 # --- Evaluation -------------------------------------------------------------------------------
 
 
@@ -202,11 +229,61 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([model(normalise(batch, model)) for batch in images.split(250)])
 
 
+def set_normalisation(model: nn.Module, arguments: argparse.Namespace, is_ours: bool, data: Data | None) -> None:
+    """Set the model's `mean` and `std` to those of its training, as far as they are known, and print them."""
+    mean, std = getattr(model, "mean", CIFAR10_MEAN), getattr(model, "std", CIFAR10_STD)
+    why = "the model's own, as its run says"
+    if arguments.mean is not None:
+        mean, std, why = arguments.mean, arguments.std, "as given"
+    elif not is_ours:
+        why = "assumed, as no run says: --mean and --std set others"
+        if data is not None:
+            (mean, std), why = fitting_normalisation(model, (mean, std), data)
+    model.mean, model.std = mean, std
+    print(f"images are normalised with mean {in_words(mean)}, std {in_words(std)} ({why})")
+
+
+def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple[tuple, str]:
+    """The one of `USUAL` with which some test images are classified best, if that can't be chance, else `assumed`.
+
+    Also says why. Two are compared on the images that only one of them gets right (McNemar 1947,
+    https://doi.org/10.1007/BF02295996).
+    """
+    some = slice(0, None, max(1, len(data.test_labels) // TRIED_IMAGES))  # of all classes
+    images, labels = data.test_images[some], data.test_labels[some]
+    right = {}
+    for model.mean, model.std in dict.fromkeys((assumed, *USUAL)):
+        right[model.mean, model.std] = logits_of(model, images).argmax(1).eq(labels).int()
+    best = max(right, key=lambda way: right[way].sum())  # the first of several, so that `assumed` comes first
+
+    def is_worse(way: tuple) -> bool:
+        difference = right[best] - right[way]
+        return bool(difference.sum() > SURE * difference.abs().sum().sqrt())
+
+    taken = best if is_worse(assumed) else assumed
+    print(f"\nNo run says how images were normalised in training. The usual ways, on {len(labels)} of the test images:")
+    lines = [["mean", "std", "accuracy %", ""]]
+    for way, hits in sorted(right.items(), key=lambda item: -item[1].sum()):
+        remark = "worse" if is_worse(way) else "may be it"
+        accuracy = f"{100 * hits.float().mean():.1f}"
+        lines.append([in_words(way[0]), in_words(way[1]), accuracy, "taken" if way == taken else remark])
+    print_table(lines)
+    why = "assumed" if taken == assumed else f"these images rule out {type(model).__name__}'s own"
+    settled = all(is_worse(way) for way in right if way != taken)
+    return taken, f"{why}, and all other usual ones" if settled else f"{why}; --mean and --std set others"
+
+
+def in_words(values: tuple[float, ...]) -> str:
+    """Values per channel: "0.5 0.5 0.5"."""
+    return " ".join(f"{value:g}" for value in values)
+
+
 def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
     """int64 (10, 10): row the true class, column the predicted one."""
     return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
 
 
+@default_style()
 def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
     from matplotlib.figure import Figure
 
@@ -222,9 +299,10 @@ def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
     axes.set_yticks(range(10), CLASSES)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"test accuracy {accuracy:.2f} %")
     figure.colorbar(image, label="% of the true class's images", shrink=0.8)
-    return png(figure)
+    return png(figure, 90)
 
 
+@default_style()
 def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> bytes:
     """The wrongly classified images that the model was surest about."""
     from matplotlib.figure import Figure
@@ -241,12 +319,11 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> byte
             true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
             axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
     figure.suptitle(f"most confidently wrong: {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
-    return png(figure)
+    return png(figure, 90)
 
 
-def evaluate(model: nn.Module, data_dir: Path, folder: Path) -> None:
+def evaluate(model: nn.Module, data: Data, folder: Path) -> None:
     """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
-    data = load_cifar10(data_dir)
     logits, labels = logits_of(model, data.test_images), data.test_labels
     loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
     accuracy = 100 * predictions.eq(labels).float().mean().item()
@@ -259,8 +336,8 @@ def evaluate(model: nn.Module, data_dir: Path, folder: Path) -> None:
             for i, (name, row) in enumerate(zip(CLASSES, matrix, strict=True))
         ]
     )
-    write_picture(folder / "confusion.png", draw_confusion(matrix, accuracy))
-    write_picture(folder / "mistakes.png", draw_mistakes(data.test_images, labels, logits.softmax(1)))
+    picture(folder / "confusion.png", draw_confusion, matrix, accuracy)
+    picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1))
 
 
 # --- Photos -----------------------------------------------------------------------------------
@@ -277,23 +354,31 @@ def classify(model: nn.Module, paths: list[Path], folder: Path) -> bool:
     if photos:
         images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
         probabilities = logits_of(model, images).softmax(1)
-        names = [str(path).encode(errors="replace").decode() for path in photos]
+        names = [shown(path) for path in photos]
         lines = [["picture", "likeliest", "second", "third"]]
         for name, row in zip(names, probabilities, strict=True):
             lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
         print_table(lines)
-        write_picture(folder / "classified.png", png(draw_classified(names, list(photos.values()), probabilities)))
-        if len(photos) > ROWS:
+        drawn = picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
+        if drawn and len(photos) > ROWS:
             print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
     return len(photos) == len(set(paths))
 
 
-def write_picture(path: Path, content: bytes) -> None:
-    write_file(path, content)
-    print(f"wrote {path}")
+def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:
+    """`write_picture`, and say so."""
+    written = write_picture(path, draw, *arguments)
+    if written:
+        print(f"wrote {path}")
+    return written
 
 
-def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, path: Path) -> None:
+def shown(path: Path) -> str:
+    """A path as it can be printed and drawn, whatever bytes it has."""
+    return str(path).encode(errors="replace").decode()
+
+
+def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, folder: Path) -> None:
     """The file's parameters beside those of `--against`: a table, and a picture of its own."""
     other_path = weights_file(arguments.against)
     other = read_weights(other_path)
@@ -302,43 +387,53 @@ def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, path: 
     print_comparison(parameters, other, other_path)
     against = arguments.against.resolve()
     name = against.name if against.is_dir() else against.stem
-    picture = draw_weights(parameters, other, [str(arguments.path), str(arguments.against)])
-    write_picture(path.parent / f"weights-against-{name}.png", picture)
+    names = [shown(arguments.path), shown(arguments.against)]
+    picture(folder / f"weights-against-{name}.png", draw_weights, parameters, other, names)
 
 
 def inspect(arguments: argparse.Namespace) -> bool:
     """All that the command line asks for; whether all pictures to be classified could be read."""
     path = weights_file(arguments.path)
+    folder = picture_folder(path, arguments.output)
     weights = read_weights(path, arguments.key)
     warn_of_non_finite(weights, path)
     parameters = parameters_of(weights)
     if not parameters:
         raise UserError(f"{path} holds no trained tensors")
     if arguments.against:
-        compare(parameters, arguments, path)
+        compare(parameters, arguments, folder)
     elif not arguments.classify:
         print_statistics(parameters)
-        write_picture(path.parent / "weights.png", draw_weights(parameters, None, [str(arguments.path)]))
+        picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
     if not arguments.evaluate and not arguments.classify:
         return True
     model = recognise_in_prefix(weights, path)
-    if arguments.evaluate:
-        evaluate(model, arguments.data_dir, path.parent)
-    return classify(model, arguments.classify or [], path.parent)
+    data = load_cifar10(arguments.data_dir) if arguments.evaluate else None
+    set_normalisation(model, arguments, type(model) is type(stated_model(path)), data)
+    if data is not None:
+        evaluate(model, data, folder)
+    return classify(model, arguments.classify or [], folder)
 
 
 def main() -> None:
     make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("path", type=Path, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
+    add("path", type=expanded, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
     add("--evaluate", action="store_true", help="load the weights into their model and test it")
-    add("--classify", type=Path, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
-    add("--against", type=Path, metavar="OTHER", help="a second folder or file, to be put beside the first")
+    add("--classify", type=expanded, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
+    add("--against", type=expanded, metavar="OTHER", help="a second folder or file, to be put beside the first")
     add("--key", help='which weights of FOLDER_OR_FILE to take if it holds several, such as "ema"')
-    add("--data-dir", type=Path, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
+    channels = {"nargs": 3, "metavar": ("R", "G", "B")}
+    add("--mean", type=within(float, 0, 1), **channels, help="with which images were normalised in training")
+    add("--std", type=within(float, 1e-3, math.inf), **channels, help="the standard deviations beside --mean")
+    add("--data-dir", type=expanded, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
+    add("--output", type=expanded, metavar="DIR", help="where the pictures go")
+    arguments = parser.parse_args()
+    if (arguments.mean is None) != (arguments.std is None):
+        parser.error("--mean and --std belong together: give both")
     try:
-        sys.exit(0 if inspect(parser.parse_args()) else 1)
+        sys.exit(0 if inspect(arguments) else 1)
     except UserError as error:
         sys.exit(f"error: {error}")
 
