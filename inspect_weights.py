@@ -343,26 +343,29 @@ def evaluate(model: nn.Module, data: Data, folder: Path) -> None:
 # --- Photos -----------------------------------------------------------------------------------
 
 
-def classify(model: nn.Module, paths: list[Path], folder: Path) -> bool:
-    """Print each picture's three likeliest classes and draw classified.png; whether all of them could be read."""
+def read_photos(paths: list[Path]) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
+    """What `read_photo` reads of each; those that can't be read are named on standard error and left out."""
     photos = {}
     for path in paths:
         try:
             photos[path] = read_photo(path)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-    if photos:
-        images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
-        probabilities = logits_of(model, images).softmax(1)
-        names = [shown(path) for path in photos]
-        lines = [["picture", "likeliest", "second", "third"]]
-        for name, row in zip(names, probabilities, strict=True):
-            lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
-        print_table(lines)
-        drawn = picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
-        if drawn and len(photos) > ROWS:
-            print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
-    return len(photos) == len(set(paths))
+    return photos
+
+
+def classify(model: nn.Module, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+    """Print each picture's three likeliest classes and draw classified.png."""
+    images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
+    probabilities = logits_of(model, images).softmax(1)
+    names = [shown(path) for path in photos]
+    lines = [["picture", "likeliest", "second", "third"]]
+    for name, row in zip(names, probabilities, strict=True):
+        lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
+    print_table(lines)
+    drawn = picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
+    if drawn and len(photos) > ROWS:
+        print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
 
 
 def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:
@@ -407,12 +410,16 @@ def inspect(arguments: argparse.Namespace) -> bool:
         picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
     if not arguments.evaluate and not arguments.classify:
         return True
-    model = recognise_in_prefix(weights, path)
+    model, paths = recognise_in_prefix(weights, path), arguments.classify or []
+    photos = read_photos(paths)
     data = load_cifar10(arguments.data_dir) if arguments.evaluate else None
-    set_normalisation(model, arguments, type(model) is type(stated_model(path)), data)
+    if photos or data is not None:
+        set_normalisation(model, arguments, type(model) is type(stated_model(path)), data)
     if data is not None:
         evaluate(model, data, folder)
-    return classify(model, arguments.classify or [], folder)
+    if photos:
+        classify(model, photos, folder)
+    return len(photos) == len(set(paths))
 
 
 def main() -> None:
