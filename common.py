@@ -39,7 +39,7 @@ from devices.execution import (
 )
 from devices.processes import all_reduce, from_rank_0, leave_processes
 from files.locks import locked_run_folder
-from files.writing import read_torch, write_file, write_torch
+from files.writing import expanded, read_torch, write_file, write_torch
 from inspection.models import load
 from models.interface import Interface, interface_of, model_input, to_device
 from models.lenet import LeNet
@@ -532,7 +532,7 @@ def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
     changed = differences(config_of(settings), config_of(stated))
     if dataset != "cifar10":
         changed["dataset"] = dataset
-    return Path(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
+    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
 
 
 def introduce(settings: Settings, changed: str, execution: Execution, data: Data) -> None:

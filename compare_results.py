@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 
 from comparison.conclusions import CONCLUSIONS, judge_all
-from comparison.curves import COLOURS, draw_comparison, png
+from comparison.curves import COLOURS, DPI, draw_comparison
 from comparison.page import comparison_page
 from comparison.reference_page import draw_results, page
 from comparison.runs import Runs, read_runs
 from comparison.table import common_settings, table_rows, text_table
-from files.writing import write_file
+from files.pictures import png
+from files.writing import expanded, write_file
 from results.reference import MODELSET, REFERENCE
 from terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from terminal.errors import UserError
@@ -56,7 +57,7 @@ def write_curves(runs: Runs, over: str, to: Path, suffix: str) -> None:
         return
     if runs.table["key"].nunique() > len(COLOURS):
         print(f"comparison{suffix}.png: the {len(COLOURS)} runs of the highest test accuracy are coloured, others grey")
-    write(to / f"comparison{suffix}.png", png(draw_comparison(runs, over)))
+    write(to / f"comparison{suffix}.png", png(draw_comparison(runs, over), DPI))
     try:
         write(to / f"comparison{suffix}.html", comparison_page(runs))
     except ModuleNotFoundError as error:
@@ -72,18 +73,18 @@ def conclude(runs: Runs) -> None:
             print("   " + "; ".join(filter(None, line)))
     print()
     write(REFERENCE / "README.md", page(runs, judged).encode())
-    write(REFERENCE / "results.png", png(draw_results(runs)))
+    write(REFERENCE / "results.png", png(draw_results(runs), DPI))
 
 
 def main() -> None:
     make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("paths", nargs="*", type=Path, metavar="RUN_OR_FOLDER", help="what to compare, if not all runs of your own")
+    add("paths", nargs="*", type=expanded, metavar="RUN_OR_FOLDER", help="what to compare, if not all runs of your own")
     add("--over", choices=("epochs", "seconds"), default="epochs", help="what the picture's curves are over")
     add("--epochs-to", type=number_within(float, 0, math.inf), metavar="ACCURACY", help="per cent to reach")
-    add("--csv", type=Path, metavar="FILE", help="write one row per run, with all settings and results")
-    add("--output", type=Path, default=Path(), metavar="DIR", help="folder of the picture and the page")
+    add("--csv", type=expanded, metavar="FILE", help="write one row per run, with all settings and results")
+    add("--output", type=expanded, default=Path(), metavar="DIR", help="folder of the picture and the page")
     add("--conclusions", action="store_true", help="judge the original's four by the reference, and write its page")
     arguments = parser.parse_args()
     own = paths_of_own_runs()

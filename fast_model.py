@@ -14,6 +14,8 @@ learning rate two thirds. The 94 % are those with the mean over each test image 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,12 @@ class FastNet(nn.Module):
         nn.init.zeros_(self.whiten.bias)
         self.groups = nn.Sequential(ConvGroup(24, width), ConvGroup(width, 4 * width), ConvGroup(4 * width, 4 * width))
         self.linear = nn.Linear(4 * width, 10, bias=False)
+
+    @staticmethod
+    def options_from(weights: Mapping[str, Tensor]) -> dict[str, object]:
+        """The options of the model whose state dict this may be."""
+        first = weights.get("groups.0.conv1.weight")
+        return {"width": len(first)} if first is not None and first.ndim == 4 and 0 < len(first) < 10_000 else {}
 
     def initialise(self, images: Tensor) -> None:
         """Set the first layer to the principal components of 2x2 patches, scaled to variance 1, and their negatives."""

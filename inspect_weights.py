@@ -5,9 +5,14 @@
     python inspect_weights.py modelset/Resnet --classify photo.jpg another.png     # on your own pictures
     python inspect_weights.py A.pth --against B.pth              # two files side by side
 
-Prints a row per parameter tensor and draws weights.png beside the file; --against draws
-weights-against-OTHER.png, --evaluate adds confusion.png and mistakes.png, --classify prints the
-likeliest classes and draws classified.png. It reads what other scripts saved, too: state dicts in
+Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png,
+--evaluate adds confusion.png and mistakes.png, --classify prints the likeliest classes and draws
+classified.png. Pictures go beside the file, those of the results that come with the repository to
+the current folder, or to --output. A file alone does not say how images were normalised when it
+was trained: --evaluate then tries the usual ways on some test images, prints what they give, and
+goes by them where they tell; --mean and --std decide it.
+
+It reads what other scripts saved, too: state dicts in
 any float type, as compiled, parallel or averaged models have them, or with a prefix of Lightning's,
 and in a dictionary with other things. Nothing in a file is executed.
 """
@@ -15,9 +20,9 @@ and in a dictionary with other things. Nothing in a file is executed.
 from __future__ import annotations
 
 import argparse
-import io
+import math
 import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +30,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifar10.loading import CLASSES, DATA_DIR, load_cifar10
-from files.writing import write_file
-from inspection.models import TrainedModel, recognise, weights_file
+from cifar10.loading import CLASSES, DATA_DIR, Data, load_cifar10
+from files.pictures import default_style, png, write_picture
+from files.writing import expanded
+from inspection.models import TrainedModel, recognise, stated_model, weights_file
 from inspection.photos import ROWS, draw_classified, read_photo
 from inspection.weights import read_weights, warn_of_non_finite
-from terminal.arguments import ArgumentParser, HelpFormatter
+from models.interface import Interface, interface_of
+from settings.experiment import HERE
+from terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from terminal.errors import UserError
 from terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
+USUAL = (  # means and standard deviations with which people normalise CIFAR-10's images
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # PyTorch's tutorial
+    (Interface.mean, Interface.std),  # CIFAR-10's own
+    (Interface.mean, (0.2023, 0.1994, 0.2010)),  # https://github.com/kuangliu/pytorch-cifar, and its many copies
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # none
+)
+TRIED_IMAGES = 500  # of the test images, to tell these apart
+SURE = 3.0  # standard errors between the accuracies of two of them
+
+
+def picture_folder(path: Path, output: Path | None) -> Path:
+    """Where a weights file's pictures go: what comes with the repository stays as it is."""
+    if output is not None:
+        return output
+    return Path() if path.resolve().is_relative_to(HERE / "modelset" / "reference") else path.parent
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,6 +106,7 @@ def print_comparison(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: P
     print_table(lines)
 
 
+@default_style()
 def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None, names: list[str]) -> bytes:
     """The first convolution's filters as RGB tiles, and a histogram of each layer's weights."""
     from matplotlib.figure import Figure
@@ -116,7 +141,7 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
         handles, labels = next(iter(bottom.axes)).get_legend_handles_labels()
         bottom.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
     figure.suptitle(" against ".join(names))
-    return png(figure)
+    return png(figure, 90)
 
 
 def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
@@ -129,14 +154,6 @@ def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
     return grid.flatten(2, 3).flatten(0, 1).numpy()
 
 
-def png(figure: object) -> bytes:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
-        figure.savefig(content, format="png", dpi=90)
-    return content.getvalue()
-
-
 # --- Evaluation -------------------------------------------------------------------------------
 
 
@@ -146,11 +163,62 @@ def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in images.split(250)])
 
 
+def set_normalisation(model: TrainedModel, arguments: argparse.Namespace, is_ours: bool, data: Data | None) -> None:
+    """Set the model's `mean` and `std` to those of its training, as far as they are known, and print them."""
+    mean, std = interface_of(model.model).mean, interface_of(model.model).std
+    why = "the model's own, as its run says"
+    if arguments.mean is not None:
+        mean, std, why = arguments.mean, arguments.std, "as given"
+    elif not is_ours:
+        why = "assumed, as no run says: --mean and --std set others"
+        if data is not None:
+            (mean, std), why = fitting_normalisation(model, (mean, std), data)
+    model.model.mean, model.model.std = mean, std
+    print(f"images are normalised with mean {in_words(mean)}, std {in_words(std)} ({why})")
+
+
+def fitting_normalisation(model: TrainedModel, assumed: tuple, data: Data) -> tuple[tuple, str]:
+    """The one of `USUAL` with which some test images are classified best, if that can't be chance, else `assumed`.
+
+    Also says why. Two are compared on the images that only one of them gets right (McNemar 1947,
+    https://doi.org/10.1007/BF02295996).
+    """
+    some = slice(0, None, max(1, len(data.test_labels) // TRIED_IMAGES))  # of all classes
+    images, labels = data.test_images[some], data.test_labels[some]
+    right = {}
+    for way in dict.fromkeys((assumed, *USUAL)):
+        model.model.mean, model.model.std = way
+        right[way] = logits_of(model, images).argmax(1).eq(labels).int()
+    best = max(right, key=lambda way: right[way].sum())  # the first of several, so that `assumed` comes first
+
+    def is_worse(way: tuple) -> bool:
+        difference = right[best] - right[way]
+        return bool(difference.sum() > SURE * difference.abs().sum().sqrt())
+
+    taken = best if is_worse(assumed) else assumed
+    print(f"\nNo run says how images were normalised in training. The usual ways, on {len(labels)} of the test images:")
+    lines = [["mean", "std", "accuracy %", ""]]
+    for way, hits in sorted(right.items(), key=lambda item: -item[1].sum()):
+        remark = "worse" if is_worse(way) else "may be it"
+        accuracy = f"{100 * hits.float().mean():.1f}"
+        lines.append([in_words(way[0]), in_words(way[1]), accuracy, "taken" if way == taken else remark])
+    print_table(lines)
+    why = "assumed" if taken == assumed else f"these images rule out {type(model.model).__name__}'s own"
+    settled = all(is_worse(way) for way in right if way != taken)
+    return taken, f"{why}, and all other usual ones" if settled else f"{why}; --mean and --std set others"
+
+
+def in_words(values: tuple[float, ...]) -> str:
+    """Values per channel: "0.5 0.5 0.5"."""
+    return " ".join(f"{value:g}" for value in values)
+
+
 def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
     """int64 (10, 10): row the true class, column the predicted one."""
     return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
 
 
+@default_style()
 def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
     from matplotlib.figure import Figure
 
@@ -166,9 +234,10 @@ def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
     axes.set_yticks(range(10), CLASSES)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"test accuracy {accuracy:.2f} %")
     figure.colorbar(image, label="% of the true class's images", shrink=0.8)
-    return png(figure)
+    return png(figure, 90)
 
 
+@default_style()
 def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> bytes:
     """The wrongly classified images that the model was surest about."""
     from matplotlib.figure import Figure
@@ -185,12 +254,11 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> byte
             true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
             axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
     figure.suptitle(f"most confidently wrong: {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
-    return png(figure)
+    return png(figure, 90)
 
 
-def evaluate(model: TrainedModel, data_dir: Path, folder: Path) -> None:
+def evaluate(model: TrainedModel, data: Data, folder: Path) -> None:
     """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
-    data = load_cifar10(data_dir)
     logits, labels = logits_of(model, data.test_images), data.test_labels
     loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
     accuracy = 100 * predictions.eq(labels).float().mean().item()
@@ -203,41 +271,52 @@ def evaluate(model: TrainedModel, data_dir: Path, folder: Path) -> None:
             for i, (name, row) in enumerate(zip(CLASSES, matrix, strict=True))
         ]
     )
-    write_picture(folder / "confusion.png", draw_confusion(matrix, accuracy))
-    write_picture(folder / "mistakes.png", draw_mistakes(data.test_images, labels, logits.softmax(1)))
+    picture(folder / "confusion.png", draw_confusion, matrix, accuracy)
+    picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1))
 
 
 # --- Photos -----------------------------------------------------------------------------------
 
 
-def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
-    """Print each picture's three likeliest classes and draw classified.png; whether all of them could be read."""
+def read_photos(paths: list[Path]) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
+    """What `read_photo` reads of each; those that can't be read are named on standard error and left out."""
     photos = {}
     for path in paths:
         try:
             photos[path] = read_photo(path)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-    if photos:
-        images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
-        probabilities = logits_of(model, images).softmax(1)
-        names = [str(path).encode(errors="replace").decode() for path in photos]
-        lines = [["picture", "likeliest", "second", "third"]]
-        for name, row in zip(names, probabilities, strict=True):
-            lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
-        print_table(lines)
-        write_picture(folder / "classified.png", png(draw_classified(names, list(photos.values()), probabilities)))
-        if len(photos) > ROWS:
-            print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
-    return len(photos) == len(set(paths))
+    return photos
 
 
-def write_picture(path: Path, content: bytes) -> None:
-    write_file(path, content)
-    print(f"wrote {path}")
+def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+    """Print each picture's three likeliest classes and draw classified.png."""
+    images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
+    probabilities = logits_of(model, images).softmax(1)
+    names = [shown(path) for path in photos]
+    lines = [["picture", "likeliest", "second", "third"]]
+    for name, row in zip(names, probabilities, strict=True):
+        lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
+    print_table(lines)
+    drawn = picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
+    if drawn and len(photos) > ROWS:
+        print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
 
 
-def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, path: Path) -> None:
+def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:
+    """`write_picture`, and say so."""
+    written = write_picture(path, draw, *arguments)
+    if written:
+        print(f"wrote {path}")
+    return written
+
+
+def shown(path: Path) -> str:
+    """A path as it can be printed and drawn, whatever bytes it has."""
+    return str(path).encode(errors="replace").decode()
+
+
+def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, folder: Path) -> None:
     """The file's parameters beside those of `--against`: a table, and a picture of its own."""
     other_path = weights_file(arguments.against)
     other = read_weights(other_path)
@@ -246,43 +325,57 @@ def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, path: 
     print_comparison(parameters, other, other_path)
     against = arguments.against.resolve()
     name = against.name if against.is_dir() else against.stem
-    picture = draw_weights(parameters, other, [str(arguments.path), str(arguments.against)])
-    write_picture(path.parent / f"weights-against-{name}.png", picture)
+    names = [shown(arguments.path), shown(arguments.against)]
+    picture(folder / f"weights-against-{name}.png", draw_weights, parameters, other, names)
 
 
 def inspect(arguments: argparse.Namespace) -> bool:
     """All that the command line asks for; whether all pictures to be classified could be read."""
     path = weights_file(arguments.path)
+    folder = picture_folder(path, arguments.output)
     weights = read_weights(path, arguments.key)
     warn_of_non_finite(weights, path)
     parameters = parameters_of(weights)
     if not parameters:
         raise UserError(f"{path} holds no trained tensors")
     if arguments.against:
-        compare(parameters, arguments, path)
+        compare(parameters, arguments, folder)
     elif not arguments.classify:
         print_statistics(parameters)
-        write_picture(path.parent / "weights.png", draw_weights(parameters, None, [str(arguments.path)]))
+        picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
     if not arguments.evaluate and not arguments.classify:
         return True
-    model = TrainedModel(recognise(weights, path))
-    if arguments.evaluate:
-        evaluate(model, arguments.data_dir, path.parent)
-    return classify(model, arguments.classify or [], path.parent)
+    model, paths = TrainedModel(recognise(weights, path)), arguments.classify or []
+    photos = read_photos(paths)
+    data = load_cifar10(arguments.data_dir) if arguments.evaluate else None
+    if photos or data is not None:
+        set_normalisation(model, arguments, type(model.model) is type(stated_model(path)), data)
+    if data is not None:
+        evaluate(model, data, folder)
+    if photos:
+        classify(model, photos, folder)
+    return len(photos) == len(set(paths))
 
 
 def main() -> None:
     make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("path", type=Path, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
+    add("path", type=expanded, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
     add("--evaluate", action="store_true", help="load the weights into their model and test it")
-    add("--classify", type=Path, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
-    add("--against", type=Path, metavar="OTHER", help="a second folder or file, to be put beside the first")
+    add("--classify", type=expanded, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
+    add("--against", type=expanded, metavar="OTHER", help="a second folder or file, to be put beside the first")
     add("--key", help='which weights of FOLDER_OR_FILE to take if it holds several, such as "ema"')
-    add("--data-dir", type=Path, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
+    channels = {"nargs": 3, "metavar": ("R", "G", "B")}
+    add("--mean", type=number_within(float, 0, 1), **channels, help="with which images were normalised in training")
+    add("--std", type=number_within(float, 1e-3, math.inf), **channels, help="the standard deviations beside --mean")
+    add("--data-dir", type=expanded, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
+    add("--output", type=expanded, metavar="DIR", help="where the pictures go")
+    arguments = parser.parse_args()
+    if (arguments.mean is None) != (arguments.std is None):
+        parser.error("--mean and --std belong together: give both")
     try:
-        sys.exit(0 if inspect(parser.parse_args()) else 1)
+        sys.exit(0 if inspect(arguments) else 1)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -43,6 +42,7 @@ import original_version_model_multigpu
 import resnet_model
 from devices.execution import Execution, choose_precision, processor_name
 from devices.processes import join_processes, leave_processes
+from files.pictures import default_style, png
 from files.writing import write_file
 from models.interface import interface_of
 from terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -397,6 +397,7 @@ def print_record(record: dict) -> None:
     print_table([*head, "stops gaining at", "4 devices exchange for"], lines)
 
 
+@default_style()
 def draw(record: dict) -> bytes:
     """`scaling.png`: speed-up over devices, and what a step's time goes to."""
     from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
@@ -425,9 +426,7 @@ def draw(record: dict) -> bytes:
     left.legend(fontsize=8.5)
     draw_steps(right, record)
     figure.suptitle(f"{record['device']}, {record['count']} {record['devices']}, torch {record['torch']}", fontsize=11)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    return png(figure, 110)
 
 
 def draw_steps(axes: object, record: dict) -> None:
@@ -459,7 +458,7 @@ def main() -> None:
         work(arguments)
         return
     make_output_last()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:

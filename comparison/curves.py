@@ -6,7 +6,6 @@ Made to be read at 830 pixels' width, which is what code hosts give a picture on
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import textwrap
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from comparison.runs import Runs, names_of
+from files.pictures import default_style
 
 WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
 TEXT = {"font.size": 10, "legend.fontsize": 9.5}
@@ -72,7 +72,7 @@ def curves_of(runs: Runs, over: str) -> list[Curve]:
 def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
     curves = curves_of(runs, over)
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **TEXT}):
+    with default_style(), matplotlib.rc_context(TEXT):
         figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for curve in reversed(curves):  # the best on top
@@ -116,10 +116,3 @@ def draw_curve(axes: Axes, curve: Curve, what: str, over: str) -> None:
         axes.plot(x, y, color=curve.colour, marker=marker, label=f"{curve.name}, {kind}", **style)
         if curve.seeds > 1 and not faint:
             axes.fill_between(x, y - deviation, y + deviation, color=curve.colour, alpha=0.15, linewidth=0)
-
-
-def png(figure: Figure) -> bytes:
-    """The same bytes for the same figure: without the name and version of what drew it."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    return content.getvalue()

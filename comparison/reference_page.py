@@ -12,6 +12,7 @@ from comparison.conclusions import CONCLUSIONS, Evidence
 from comparison.curves import COLOURS, TEXT, WIDTH
 from comparison.runs import Runs, config_of_row, values
 from comparison.table import common_settings, table_rows
+from files.pictures import default_style
 from results.reference import mean_text, original_run
 
 SCRIPTS = {  # in the order of the README's table: the name in the picture, and the epochs, if not the stated ones
@@ -53,7 +54,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def draw_results(runs: Runs) -> Figure:
     """Left, each script's test accuracy at the end; right, training and test accuracy of three LeNets."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **TEXT}):
+    with default_style(), matplotlib.rc_context(TEXT):
         figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[5, 4])
         draw_scripts(left, runs)

@@ -49,7 +49,8 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
     """
     name = device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and not dist.is_torchelastic_launched()  # processes can't share it
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     precision = choose_precision(precision, name, gains_from_bf16)
     if not dist.is_torchelastic_launched():
         several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1

@@ -5,6 +5,7 @@ A process that was started without torchrun is alone, and nothing here has an ef
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
@@ -37,7 +38,8 @@ def join_processes(device: str) -> tuple[str, int, int]:
         # Gloo's network thread polls while another of its threads holds the connection's lock. If it interrupts
         # that one on their common core, both lose up to a scheduler's tick: 1.6 ms instead of 0.16 for a sum of
         # 65 numbers. Batch threads have the same share of the core, but do not interrupt each other on waking up.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):  # a container may forbid it, which costs that time only
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     return device, rank, world_size
 

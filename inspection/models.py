@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from files.writing import read_torch
 from inspection.weights import read_weights, refuse_unknown_pooling, without_prefix
 from models.interface import interface_of, model_input, to_device
 from models.lenet import LeNet
@@ -49,8 +50,11 @@ def load(path: Path | str, key: str | None = None) -> TrainedModel:
 
 
 def weights_file(path: Path) -> Path:
-    """The path itself, or model.pth in it if it is a folder."""
-    return path / "model.pth" if path.is_dir() else path
+    """The path itself, or if it is a folder, model.pth in it, or an unfinished run's checkpoint.pth."""
+    if not path.is_dir():
+        return path
+    finished, unfinished = path / "model.pth", path / "checkpoint.pth"
+    return unfinished if unfinished.is_file() and not finished.is_file() else finished
 
 
 def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
@@ -86,18 +90,27 @@ def known_model(weights: dict[str, Tensor], path: Path) -> nn.Module:
 
 
 def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
-    """What a file may be of: the model of the run whose loss.json lies beside it, LeNet, and ResNet-18.
+    """What a file may be of: the model of the run that it is of, and those of this repository.
 
     The latter are shapes without memory, since a file may claim any width.
     """
-    models = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no loss.json, or not that of a run
-        run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
-        stated = stated_settings(run["experiment"])
-        if stated and stated.model.__name__ == run["config"]["model"]:
-            options = options_of(stated)  # older runs say nothing of an option that is new
-            models.append(stated.model(**{name: run["config"].get(name, value) for name, value in options.items()}))
+    stated = stated_model(path)
+    models = [] if stated is None else [stated]
+    fast = stated_settings("fast_model")  # of a script, which imports this module by way of common
     with torch.device("meta"):
-        for model in (LeNet, ResNet18):
+        for model in (LeNet, ResNet18, *([fast.model] if fast else [])):
             models.append(model(**interface_of(model()).options_from(weights)))
     return models
+
+
+def stated_model(path: Path) -> nn.Module | None:
+    """The model of the run that the file is of, as a checkpoint says itself, or the loss.json beside it."""
+    with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):
+        run = read_torch(path)
+        if not isinstance(run, dict) or not {"experiment", "config"} <= run.keys():
+            run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
+        stated = stated_settings(run["experiment"])
+        if stated and stated.model.__name__ == run["config"]["model"]:
+            options = options_of(stated)
+            return stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
+    return None

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from cifar10.loading import CLASSES
+from files.pictures import default_style, png
 from terminal.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ROWS = 20  # pictures in classified.png
 SHOWN = 400  # pixels that a picture's longer side has at most when it is drawn
@@ -55,7 +52,8 @@ def on_white(image: Image.Image) -> Image.Image:
     return ground.convert("RGB")
 
 
-def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> Figure:
+@default_style()
+def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> bytes:
     """A row per picture, the first `ROWS` of them: itself, its 32x32 pixels, and the classes' probabilities.
 
     `photos` as `read_photo` gives them; probabilities float32 (N, 10).
@@ -69,7 +67,7 @@ def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]
         for axes, picture in zip((left, middle), pictures, strict=True):
             axes.imshow(picture)
             axes.axis("off")
-        left.set_title(Path(name).name[-40:], fontsize=10, parse_math=False)
+        left.set_title(Path(name).name[-40:], fontsize=10)
         middle.set_title("what the network saw", fontsize=10)
         colours = ["#D55E00" if i == row.argmax() else "#0072B2" for i in range(10)]
         bars = right.barh(CLASSES, 100 * row, color=colours)
@@ -79,4 +77,4 @@ def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]
         right.tick_params(labelsize=9)
         right.set_title("probability (%)", fontsize=10)
         right.spines[["top", "right"]].set_visible(False)
-    return figure
+    return png(figure, 90)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import zipfile
 from _compat_pickle import IMPORT_MAPPING  # Python 2's names of modules, which torch.save writes still
 from collections import Counter
 from pathlib import Path
@@ -96,6 +97,68 @@ def refuse_text(path: Path) -> None:
         raise UserError(f"{path} is {what}; expected the file itself, as torch.save wrote it")
 
 
+FORMATS = {  # the first bytes of files that hold weights in another form, and what they are
+    b"\x89HDF\r\n": "an HDF5 file, as Keras writes it",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"\x89PNG": "a picture",
+    b"BZh": "a bzip2 archive: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"\x93NUMPY": "a NumPy array",
+}
+
+
+def refuse_other_formats(path: Path) -> None:
+    """UserError that names a file of another program, or one of torch's that is a program itself."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile):  # `read_torch` says what is wrong with it
+        with path.open("rb") as file:
+            start = file.read(16)
+        kinds = [what for first, what in FORMATS.items() if start.startswith(first)]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                names = file.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                kinds = ["a TorchScript program, which is never executed: save its state_dict() with torch.save"]
+            elif all(name.endswith(".npy") for name in names):
+                kinds = ["an archive of NumPy arrays"]
+            elif not any(name.endswith("data.pkl") for name in names):
+                kinds = ["a .zip archive: unpack it, or name the file as torch.save wrote it"]
+        if kinds:
+            raise UserError(f"{path} is {kinds[0]}; expected weights that torch.save wrote")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UserError if it is damaged, or the library isn't there."""
+    try:
+        import safetensors
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path} is a safetensors file: `pip install safetensors`, and it is read") from None
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is cut short or no safetensors file: expected what safetensors wrote") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins as such a one: with the length of its head, and the head, which is JSON."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(9)
+        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    return False
+
+
+def kind_in_words(content: object) -> str:
+    """What a file without a state dict holds: "a list (a dictionary (epoch), a number)"."""
+    if isinstance(content, Inert):
+        return "an object of another program"
+    if isinstance(content, (dict, list, tuple)):
+        inside = [str(name) if isinstance(content, dict) else kind_in_words(name) for name in content]
+        listed = ", ".join(inside[:3]) + ", …" * (len(inside) > 3)
+        return f"a {'dictionary' if isinstance(content, dict) else type(content).__name__} ({listed or 'empty'})"
+    kinds = {Tensor: "a tensor", bool: "a truth value", int: "a number", float: "a number", str: "a text"}
+    return next((what for kind, what in kinds.items() if isinstance(content, kind)), f"a {type(content).__name__}")
+
+
 def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, dict[str, Tensor]]:
     """The dictionaries of nothing but tensors in `content` and `depth` levels below, by their keys, as "net.ema"."""
     if not isinstance(content, dict):
@@ -108,6 +171,19 @@ def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, di
     for name, value in items.items() if depth else ():
         found |= find_weights(value, f"{key}.{name}" if key else name, depth - 1)
     return found
+
+
+def tensors_among_others(content: object, path: Path) -> dict[str, dict[str, Tensor]]:
+    """As `find_weights`, of a state dict into which somebody has put a number, say; and what is left out of it."""
+    if not isinstance(content, dict):
+        return {}
+    tensors = {str(name): value for name, value in dict.items(content) if isinstance(value, Tensor)}
+    if not any(tensor.ndim > 1 and tensor.is_floating_point() for tensor in tensors.values()):
+        return {}
+    others = {str(name): kind_in_words(value) for name, value in dict.items(content) if str(name) not in tensors}
+    listed = ", ".join(f"{name} ({kind})" for name, kind in others.items())
+    print(f"{path} holds other things among its tensors, which are left out: {listed}", file=sys.stderr)
+    return {"": tensors}
 
 
 def choose_weights(found: dict[str, dict[str, Tensor]], key: str | None, path: Path) -> dict[str, Tensor]:
@@ -149,11 +225,15 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Where a file holds several, `key` chooses: "ema", or "models.ema" for one in another dictionary.
     """
     refuse_text(path)
-    with torch.serialization.safe_globals(stand_ins(path)):
-        content = read_torch(path)
-    found = find_weights(content)
+    if is_safetensors(path):
+        content = read_safetensors(path)
+    else:
+        refuse_other_formats(path)
+        with torch.serialization.safe_globals(stand_ins(path)):
+            content = read_torch(path)
+    found = find_weights(content) or tensors_among_others(content, path)
     if not found:
-        raise UserError(f"{path} holds no state dict, but {type(content).__name__}: expected names with tensors")
+        raise UserError(f"{path} holds {kind_in_words(content)}, but no state dict: expected names with tensors")
     weights = choose_weights(found, key, path)
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
     if not dense or any(tensor.is_quantized or tensor.is_complex() for tensor in weights.values()):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 
+from files.pictures import default_style, png
 from results.descriptions import describe_result
 
 TEST, TRAIN = "#0072B2", "#D55E00"  # of Okabe and Ito's colours, which colour-blind readers can tell apart
 
 
+@default_style()
 def draw_losses(run: dict, changed: str) -> bytes:
     """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs.
 
@@ -39,7 +40,5 @@ def draw_losses(run: dict, changed: str) -> bytes:
     stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
     title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
     settings = textwrap.fill(changed.replace(",", ", ") or "the stated settings", 120)
-    figure.suptitle(f"{title}\n{settings}", fontsize=10, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    figure.suptitle(f"{title}\n{settings}", fontsize=10)
+    return png(figure, 110)

@@ -19,6 +19,7 @@ from torch import nn
 
 from cifar10.loading import DATA_DIR
 from devices.execution import device_name
+from files.writing import expanded
 from terminal.arguments import ArgumentParser, HelpFormatter, finite_number, number_within
 from terminal.errors import UserError, WrongOption
 
@@ -67,8 +68,8 @@ class Settings:
     device: str = flag("auto, cpu, cuda, cuda:N or mps", "auto", parse=device_name)
     precision: str = flag("auto: bf16 if the model gains from it on this device", "auto", choices=PRECISIONS)
     dataset: str = flag("auto: CIFAR-10, or a synthetic stand-in where it can't be had", "auto", choices=DATASETS)
-    data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", DATA_DIR, parse=Path, metavar="DIR")  # noqa: RUF009
-    output: Path | None = flag("folder of the results, if not under modelset/", None, parse=Path, metavar="DIR")  # noqa: RUF009
+    data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", DATA_DIR, parse=expanded, metavar="DIR")  # noqa: RUF009
+    output: Path | None = flag("folder of the results, if not under modelset/", None, parse=expanded, metavar="DIR")  # noqa: RUF009
     resume: bool = flag("continue from the folder's checkpoint.pth", False, action="store_true")
 
 

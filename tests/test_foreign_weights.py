@@ -1,0 +1,239 @@
+"""Weights files that don't say how images were normalised or which model they are of, and files of other kinds."""
+
+import dataclasses
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_image_folder, wait_for
+from PIL import Image
+from torch import nn
+
+import common
+import inspect_weights
+from cifar10.loading import CLASSES
+from common import LeNet
+from fast_model import FastNet
+from inspection.weights import read_weights
+from original_version_model_multigpu import SETTINGS
+from terminal.errors import UserError
+
+THEIRS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # https://github.com/kuangliu/pytorch-cifar
+
+
+class Theirs(LeNet):
+    """LeNet with that repository's normalisation."""
+
+    mean, std = THEIRS
+
+
+# --- Normalisation
+
+
+@pytest.fixture(scope="module")
+def greys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 training and 200 test images, whose classes differ in their brightness alone."""
+    folder, random = tmp_path_factory.mktemp("greys"), np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 20)):
+        for label, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.normal(20 + 24 * label, 4, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A LeNet that was trained with other constants and saved as that repository does; its accuracy, "90.00"."""
+    folder = tmp_path_factory.mktemp("theirs")
+    settings = dataclasses.replace(SETTINGS, experiment="theirs", model=Theirs, epochs=20, batch_size=10)
+    settings = dataclasses.replace(settings, lr=0.01, momentum=0.9, schedule="cosine")
+    record = common.run(dataclasses.replace(settings, data_dir=greys, output=folder / "run"))
+    model, accuracy = Theirs(), record["result"]["final_test_accuracy"]
+    model.load_state_dict(torch.load(folder / "run" / "model.pth", weights_only=True))
+    (folder / "checkpoint").mkdir()
+    state = {"net": nn.DataParallel(model).state_dict(), "acc": accuracy, "epoch": 19}
+    torch.save(state, folder / "checkpoint" / "ckpt.pth")
+    return folder / "checkpoint" / "ckpt.pth", f"{accuracy:.2f}"
+
+
+def words(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def test_some_images_tell_how_images_were_normalised(inspect, theirs: tuple[Path, str], greys: Path) -> None:
+    path, accuracy = theirs
+    code, out, err = inspect(path, "--evaluate", "--data-dir", greys)
+    assert (code, err) == (0, "")
+    assert f"images are normalised with mean {words(THEIRS[0])}" in out and "rule out LeNet's own" in out
+    own = next(line for line in out.splitlines() if line.startswith("0.5 0.5 0.5  "))
+    assert own.endswith("worse")
+    assert f"test accuracy {accuracy} %" in out
+
+
+def test_a_given_normalisation_gives_the_true_figure(inspect, theirs: tuple[Path, str], greys: Path) -> None:
+    path, accuracy = theirs
+    given = ["--mean", *THEIRS[0], "--std", *THEIRS[1]]
+    code, out, err = inspect(path, "--evaluate", "--data-dir", greys, *given)
+    assert (code, err) == (0, "")
+    assert f"images are normalised with mean {words(THEIRS[0])}, std {words(THEIRS[1])} (as given)" in out
+    assert f"test accuracy {accuracy} %" in out
+    given = ["--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5]
+    _, out, _ = inspect(path, "--evaluate", "--data-dir", greys, *given)
+    assert f"test accuracy {accuracy} %" not in out
+
+
+def test_where_images_do_not_tell_the_models_own_is_assumed_and_printed(inspect, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(LeNet().state_dict(), tmp_path / "untrained.pth")
+    code, out, err = inspect(tmp_path / "untrained.pth", "--evaluate")
+    assert (code, err) == (0, "")
+    assert "images are normalised with mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (assumed; --mean and --std set others)" in out
+
+
+def test_ones_own_runs_say_how_images_were_normalised(inspect, lenet: Path) -> None:
+    _, out, _ = inspect(lenet, "--evaluate")
+    assert "images are normalised with mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (the model's own, as its run says)" in out
+    assert "The usual ways" not in out
+
+
+def test_without_the_images_it_is_assumed_and_printed(inspect, tmp_path: Path) -> None:
+    torch.save(LeNet().state_dict(), tmp_path / "lenet.pth")
+    make_image_folder(tmp_path / "photos", 1, 1)
+    code, out, err = inspect(tmp_path / "lenet.pth", "--classify", tmp_path / "photos" / "test" / "cat" / "0000.png")
+    assert (code, err) == (0, "")
+    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (assumed, as no run says: --mean and --std set others)" in out
+
+
+IMPOSSIBLE = {
+    "one without the other": "--mean 0.5 0.5 0.5",
+    "a deviation of 0": "--mean 0.5 0.5 0.5 --std 0 1 1",
+    "from 0 to 255": "--mean 125 125 125 --std 1 1 1",
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_an_impossible_normalisation_is_one_line(inspect, tmp_path: Path, what: str) -> None:
+    code, out, err = inspect(tmp_path, *IMPOSSIBLE[what].split())
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and ("--mean" in err or "--std" in err)
+
+
+# --- Which model
+
+
+def test_fastnets_weights_alone(tmp_path: Path) -> None:
+    network = FastNet(width=4)
+    torch.save(network.state_dict(), tmp_path / "alone.pth")
+    path = tmp_path / "alone.pth"
+    model = inspect_weights.recognise(read_weights(path), path)
+    assert type(model) is FastNet
+    assert torch.equal(model.groups[0].conv1.weight.contiguous(), network.groups[0].conv1.weight)
+
+
+def test_an_absurd_width_of_fastnet_is_no_model(tmp_path: Path) -> None:
+    torch.save({"groups.0.conv1.weight": torch.zeros(1).expand(10**8, 3, 1, 1)}, tmp_path / "absurd.pth")
+    path = tmp_path / "absurd.pth"
+    with pytest.raises(UserError, match="neither LeNet nor ResNet18 nor FastNet"):
+        inspect_weights.recognise({"groups.0.conv1.weight": torch.zeros(1).expand(10**8, 3, 1, 1)}, path)
+
+
+@pytest.mark.parametrize("what", ["a folder", "a file alone"])
+def test_an_unfinished_checkpoint_says_itself_what_it_is(start, inspect, tmp_path: Path, what: str) -> None:
+    running = start("fast_model", "--width", 4, "--epochs", 1000, "--output", tmp_path / "run")
+    wait_for(tmp_path / "run" / "checkpoint.pth")
+    os.kill(running.process.pid, 15)
+    assert running.finish().code == 143
+    path = tmp_path / "run"
+    if what == "a file alone":
+        path = tmp_path / "alone" / "mine.pth"
+        path.parent.mkdir()
+        shutil.copy(tmp_path / "run" / "checkpoint.pth", path)
+    code, out, err = inspect(path, "--evaluate")
+    assert code == 0, err
+    assert "as its run says" in out and "test accuracy" in out
+
+
+def test_a_checkpoint_beside_another_runs_loss_json(tmp_path: Path) -> None:
+    (tmp_path / "loss.json").write_text(json.dumps({"experiment": "resnet_model", "config": {"model": "ResNet18"}}))
+    config = {"model": "FastNet", "width": 4}
+    state = {"experiment": "fast_model", "config": config, "model": FastNet(4).state_dict()}
+    torch.save(state, tmp_path / "checkpoint.pth")
+    assert type(inspect_weights.stated_model(tmp_path / "checkpoint.pth")) is FastNet
+
+
+# --- Other kinds of files
+
+
+def safetensors_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """As https://huggingface.co/docs/safetensors describes the format: the head's length, the head, the numbers."""
+    head, content = {}, b""
+    for name, tensor in tensors.items():
+        numbers = tensor.numpy().tobytes()
+        place = [len(content), len(content) + len(numbers)]
+        head[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": place}
+        content += numbers
+    text = json.dumps(head).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    network, path = LeNet(), tmp_path / "model.safetensors"
+    safetensors_file(path, network.state_dict())
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"is a safetensors file: `pip install safetensors`, and it is read"):
+            read_weights(path)
+        return
+    weights = read_weights(path)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is cut short or no safetensors file"):
+        read_weights(path)
+
+
+def torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+
+
+NAMED = {
+    "TorchScript": (torchscript, "is a TorchScript program, which is never executed: save its state_dict()"),
+    "an HDF5 file": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "is an HDF5 file, as Keras"),
+    "a gzip archive": (lambda path: path.write_bytes(b"\x1f\x8b\x08" + bytes(99)), "is a gzip archive: unpack it"),
+    "NumPy arrays": (lambda path: np.savez(path.open("wb"), a=np.ones(3)), "is an archive of NumPy arrays"),
+    "a NumPy array": (lambda path: np.save(path.open("wb"), np.ones(3)), "is a NumPy array"),
+    "a list": (lambda path: torch.save([LeNet().state_dict(), 0.93], path), "a list (a dictionary (conv1.weight, "),
+    "a tuple": (lambda path: torch.save((1, torch.ones(2)), path), "holds a tuple (a number, a tensor), but no state"),
+    "a tensor": (lambda path: torch.save(torch.ones(2, 2), path), "holds a tensor, but no state dict"),
+    "a number": (lambda path: torch.save(3.5, path), "holds a number, but no state dict"),
+    "a text": (lambda path: torch.save("best", path), "holds a text, but no state dict"),
+    "no tensors": (lambda path: torch.save({"epoch": 3, "acc": 90.0}, path), "holds a dictionary (epoch, acc), but no"),
+    "an empty dictionary": (lambda path: torch.save({"x": {}}, path), "holds a dictionary (x), but no state dict"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("what", NAMED)
+def test_what_is_no_state_dict_is_named_by_its_kind(tmp_path: Path, what: str) -> None:
+    make, named = NAMED[what]
+    make(tmp_path / "weights.pth")
+    with pytest.raises(UserError) as error:
+        read_weights(tmp_path / "weights.pth")
+    assert named in str(error.value) and "expected" in str(error.value)
+    assert "\n" not in str(error.value) and "cut short" not in str(error.value) and "pickled" not in str(error.value)
+
+
+def test_a_state_dict_with_a_number_in_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network, path = LeNet(), tmp_path / "weights.pth"
+    torch.save({**network.state_dict(), "epoch": 3, "acc": 93.5, "name": "best"}, path)
+    weights = read_weights(path)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
+    assert type(inspect_weights.recognise(weights, path)) is LeNet
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1 and "left out: epoch (a number), acc (a number), name (a text)" in err
