@@ -56,7 +56,7 @@ class ResNet18(nn.Module):
     def options_from(weights: Mapping[str, Tensor]) -> dict[str, object]:
         """The options of the model whose state dict this may be."""
         stem = weights.get("conv1.weight")
-        return {"width": len(stem)} if stem is not None and stem.ndim == 4 and len(stem) else {}
+        return {"width": len(stem)} if stem is not None and stem.ndim == 4 and 0 < len(stem) < 10_000 else {}
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
