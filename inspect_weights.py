@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar10.loading import CLASSES, DATA_DIR, Data, load_cifar10
 from files.pictures import default_style, png, write_picture
@@ -157,15 +157,16 @@ def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
 # --- Evaluation -------------------------------------------------------------------------------
 
 
-def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """uint8 (N, 3, 32, 32) -> logits float32 (N, 10)."""
+    ready = TrainedModel(model)
     with torch.inference_mode():
-        return torch.cat([model(batch) for batch in images.split(250)])
+        return torch.cat([ready(batch) for batch in images.split(250)])
 
 
-def set_normalisation(model: TrainedModel, arguments: argparse.Namespace, is_ours: bool, data: Data | None) -> None:
+def set_normalisation(model: nn.Module, arguments: argparse.Namespace, is_ours: bool, data: Data | None) -> None:
     """Set the model's `mean` and `std` to those of its training, as far as they are known, and print them."""
-    mean, std = interface_of(model.model).mean, interface_of(model.model).std
+    mean, std = interface_of(model).mean, interface_of(model).std
     why = "the model's own, as its run says"
     if arguments.mean is not None:
         mean, std, why = arguments.mean, arguments.std, "as given"
@@ -173,11 +174,11 @@ def set_normalisation(model: TrainedModel, arguments: argparse.Namespace, is_our
         why = "assumed, as no run says: --mean and --std set others"
         if data is not None:
             (mean, std), why = fitting_normalisation(model, (mean, std), data)
-    model.model.mean, model.model.std = mean, std
+    model.mean, model.std = mean, std
     print(f"images are normalised with mean {in_words(mean)}, std {in_words(std)} ({why})")
 
 
-def fitting_normalisation(model: TrainedModel, assumed: tuple, data: Data) -> tuple[tuple, str]:
+def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple[tuple, str]:
     """The one of `USUAL` with which some test images are classified best, if that can't be chance, else `assumed`.
 
     Also says why. Two are compared on the images that only one of them gets right (McNemar 1947,
@@ -187,7 +188,7 @@ def fitting_normalisation(model: TrainedModel, assumed: tuple, data: Data) -> tu
     images, labels = data.test_images[some], data.test_labels[some]
     right = {}
     for way in dict.fromkeys((assumed, *USUAL)):
-        model.model.mean, model.model.std = way
+        model.mean, model.std = way
         right[way] = logits_of(model, images).argmax(1).eq(labels).int()
     best = max(right, key=lambda way: right[way].sum())  # the first of several, so that `assumed` comes first
 
@@ -203,7 +204,7 @@ def fitting_normalisation(model: TrainedModel, assumed: tuple, data: Data) -> tu
         accuracy = f"{100 * hits.float().mean():.1f}"
         lines.append([in_words(way[0]), in_words(way[1]), accuracy, "taken" if way == taken else remark])
     print_table(lines)
-    why = "assumed" if taken == assumed else f"these images rule out {type(model.model).__name__}'s own"
+    why = "assumed" if taken == assumed else f"these images rule out {type(model).__name__}'s own"
     settled = all(is_worse(way) for way in right if way != taken)
     return taken, f"{why}, and all other usual ones" if settled else f"{why}; --mean and --std set others"
 
@@ -257,7 +258,7 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> byte
     return png(figure, 90)
 
 
-def evaluate(model: TrainedModel, data: Data, folder: Path) -> None:
+def evaluate(model: nn.Module, data: Data, folder: Path) -> None:
     """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
     logits, labels = logits_of(model, data.test_images), data.test_labels
     loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
@@ -289,7 +290,7 @@ def read_photos(paths: list[Path]) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
     return photos
 
 
-def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+def classify(model: nn.Module, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
     """Print each picture's three likeliest classes and draw classified.png."""
     images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
     probabilities = logits_of(model, images).softmax(1)
@@ -345,11 +346,11 @@ def inspect(arguments: argparse.Namespace) -> bool:
         picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
     if not arguments.evaluate and not arguments.classify:
         return True
-    model, paths = TrainedModel(recognise(weights, path)), arguments.classify or []
+    model, paths = recognise(weights, path), arguments.classify or []
     photos = read_photos(paths)
     data = load_cifar10(arguments.data_dir) if arguments.evaluate else None
     if photos or data is not None:
-        set_normalisation(model, arguments, type(model.model) is type(stated_model(path)), data)
+        set_normalisation(model, arguments, type(model) is type(stated_model(path)), data)
     if data is not None:
         evaluate(model, data, folder)
     if photos:
