@@ -1,4 +1,4 @@
-"""Look into saved weights: statistics, filters, histograms; and what they get right and wrong.
+"""Look into saved weights: statistics, filters, norms; and what they get right and wrong.
 
     python inspect_weights.py modelset/Resnet                    # a run's folder, or a weights file
     python inspect_weights.py modelset/Resnet --evaluate         # on the test images
@@ -108,40 +108,31 @@ def print_comparison(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: P
 
 @default_style()
 def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None, names: list[str]) -> bytes:
-    """The first convolution's filters as RGB tiles, and a histogram of each layer's weights."""
+    """The first convolution's filters as RGB tiles, and a bar for the root mean square of each layer's weights."""
     from matplotlib.figure import Figure
 
     layers = [name for name, tensor in parameters.items() if tensor.ndim > 1] or list(parameters)
     filters = next((t for t in parameters.values() if t.ndim == 4 and t.shape[1] == 3), None)
-    rows, count = -(-len(layers) // 4), 1 if filters is None else len(filters)
-    heights = [1 + 14 / min(16, max(8, count)) * -(-count // 16), 2.2 * rows]
-    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
-    axes = top.subplots()
-    axes.axis("off")
+    figure = Figure(figsize=(11, 2 + 0.24 * max(8, len(layers))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.axis("off")
     if filters is not None:
         filters = filters.nan_to_num(0, 0, 0)
-        axes.imshow(tiles((filters - filters.min()) / (filters.max() - filters.min()).clamp_min(1e-12)))
-        axes.set_title(f"filters of the first convolution ({len(filters)}, as RGB, all on one scale)")
-    panels = list(bottom.subplots(rows, 4, squeeze=False).flat)
-    for axes, layer in zip(panels, layers, strict=False):
-        sets = [tensor[tensor.isfinite()] for tensor in (parameters[layer], *([other[layer]] if other else []))]
-        reach = max(t.abs().max().item() if len(t) else 0 for t in sets) or 1.0
-        edges = np.linspace(-reach, reach, 61)
-        for tensor, name, colour, fill in zip(sets, names, ("#0072B2", "#D55E00"), (True, False), strict=False):
-            style = {"histtype": "stepfilled" if fill else "step", "alpha": 0.6 if fill else 1, "color": colour}
-            axes.hist(tensor.numpy(), edges, label=name, **style)
-        axes.set_title(f"{layer} ({parameters[layer].numel():,})", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.set_yticks([])
-    for axes in panels[len(layers) :]:
-        axes.axis("off")
-    bottom.supxlabel("weight (height: how many have that value)", fontsize=9)
+        left.imshow(tiles((filters - filters.min()) / (filters.max() - filters.min()).clamp_min(1e-12), columns=8))
+        left.set_title(f"filters of the first convolution ({len(filters)}, as RGB, all on one scale)", fontsize=10)
+    sets = [parameters, other] if other else [parameters]
+    for i, (tensors, name, colour) in enumerate(zip(sets, names, ("#0072B2", "#D55E00"), strict=False)):
+        places = [place + 0.4 * i for place in range(len(layers))]
+        values = [tensors[layer].nan_to_num(0, 0, 0).square().mean().sqrt().item() for layer in layers]
+        right.barh(places, values, 0.8 / len(sets), color=colour, label=name)
+    right.set_yticks(range(len(layers)), [f"{layer} ({parameters[layer].numel():,})" for layer in layers], fontsize=9)
+    right.invert_yaxis()
+    right.set_xlabel("root mean square of a layer's weights")
+    right.grid(alpha=0.3, axis="x")
     if other:
-        handles, labels = next(iter(bottom.axes)).get_legend_handles_labels()
-        bottom.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
-    figure.suptitle(" against ".join(names))
-    return png(figure, 90)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    figure.suptitle(" against ".join(names), fontsize=11)
+    return png(figure, 110)
 
 
 def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:

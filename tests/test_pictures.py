@@ -89,17 +89,16 @@ def test_the_losses_of_a_run_on_the_stand_in_say_so(figures, reference) -> None:
 # --- weights.png
 
 
-def histograms(axes: object) -> list[tuple[float, np.ndarray]]:
-    """Each histogram's right end and its counts."""
-    points = [patch.get_xy() for patch in axes.patches]
-    return [(xy[:, 0].max(), xy[1::2, 1][:60]) for xy in points]
+def bars(axes: object) -> dict[str, list[float]]:
+    """The lengths of each set of bars, by its name, from the top."""
+    return {container.get_label(): [bar.get_width() for bar in container] for container in axes.containers}
 
 
-def test_filters_and_histograms_of_all_layers(inspect_here, lenet: Path) -> None:
+def test_filters_and_a_bar_for_each_layer(inspect_here, lenet: Path) -> None:
     (figure,) = inspect_here(lenet)
     tensors = torch.load(lenet / "model.pth", weights_only=True)
     layers = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.ndim > 1}
-    filters, *panels = figure.axes
+    filters, norms = figure.axes
     assert figure.get_suptitle() == str(lenet)
     assert filters.get_title() == "filters of the first convolution (6, as RGB, all on one scale)"
     drawn, expected = filters.images[0].get_array(), layers["conv1.weight"]
@@ -107,24 +106,20 @@ def test_filters_and_histograms_of_all_layers(inspect_here, lenet: Path) -> None
     assert drawn.shape == (6, 6 * 6, 3)
     for i, kernel in enumerate(expected):
         assert np.allclose(drawn[:5, 6 * i : 6 * i + 5], kernel.transpose(1, 2, 0), atol=1e-6), i
-    assert [axes.get_title() for axes in panels if axes.axison] == [f"{n} ({w.size:,})" for n, w in layers.items()]
-    for axes, weights in zip(panels, layers.values(), strict=False):
-        ((reach, counts),) = histograms(axes)
-        assert reach == pytest.approx(abs(weights).max())
-        assert counts.tolist() == np.histogram(weights, np.linspace(-reach, reach, 61))[0].tolist()
+    assert texts(norms.get_yticklabels()) == [f"{name} ({weights.size:,})" for name, weights in layers.items()]
+    assert norms.yaxis_inverted(), "the first layer is at the top"
+    (lengths,) = bars(norms).values()
+    assert lengths == pytest.approx([np.sqrt((weights**2).mean()) for weights in layers.values()], rel=1e-4)
 
 
-def test_two_files_histograms_are_on_one_scale(inspect_here, lenet: Path, tmp_path: Path) -> None:
+def test_two_files_have_bars_beside_each_other(inspect_here, lenet: Path, tmp_path: Path) -> None:
     weights, other = torch.load(lenet / "model.pth", weights_only=True), tmp_path / "half.pth"
     torch.save({name: tensor / 2 for name, tensor in weights.items()}, other)
     (figure,) = inspect_here(lenet, "--against", other)
     assert figure.get_suptitle() == f"{lenet} against {other}"
-    (legend,) = [legend for part in figure.subfigs for legend in part.legends]
-    assert texts(legend.get_texts()) == [str(lenet), str(other)]
-    for axes in figure.axes[1:6]:
-        (reach, ours), (other_reach, theirs) = histograms(axes)
-        assert reach == other_reach and ours.sum() == theirs.sum()
-        assert ours[[0, -1]].any() and not theirs[:14].any() and not theirs[-14:].any()
+    assert texts(figure.legends[0].get_texts()) == [str(lenet), str(other)]
+    ours, theirs = bars(figure.axes[1]).values()
+    assert theirs == pytest.approx([length / 2 for length in ours])
 
 
 # --- confusion.png and mistakes.png
