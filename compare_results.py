@@ -2,9 +2,6 @@
 
     python compare_results.py                        # your own runs, beside the reference's and the original's figures
     python compare_results.py RUN_OR_FOLDER …        # these runs, or all runs in these folders
-    python compare_results.py --over seconds         # curves over training time instead of epochs
-    python compare_results.py --epochs-to 60         # and when each run first reached 60 %
-    python compare_results.py --csv runs.csv         # everything, one row per run
 
 Runs that differ by their seed alone are one row: mean ± standard deviation. Writes comparison.png and comparison.html
 to the current folder or --output. Without arguments and with no runs of your own it shows the reference results.
@@ -20,7 +17,7 @@ from comparison.conclusions import CONCLUSIONS, judge_all
 from comparison.curves import COLOURS, DPI, draw_comparison
 from comparison.page import comparison_page
 from comparison.reference_page import draw_results, page
-from comparison.runs import Runs, read_runs
+from comparison.runs import FILES, Runs, read_runs
 from comparison.table import common_settings, table_rows, text_table
 from files.pictures import png
 from files.writing import expanded, write_file
@@ -28,12 +25,6 @@ from results.reference import MODELSET, REFERENCE
 from terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from terminal.errors import UserError
 from terminal.output import make_output_last
-
-
-def paths_of_own_runs() -> list[Path]:
-    """The folders of modelset/ that hold somebody's own runs."""
-    found = {path.parent for name in ("loss.json", "checkpoint.pth") for path in MODELSET.rglob(name)}
-    return sorted(path for path in found if REFERENCE not in path.parents)
 
 
 def print_table(runs: Runs, with_reference: bool, epochs_to: float | None) -> None:
@@ -87,13 +78,14 @@ def main() -> None:
     add("--output", type=expanded, default=Path(), metavar="DIR", help="folder of the picture and the page")
     add("--conclusions", action="store_true", help="judge the original's four by the reference, and write its page")
     arguments = parser.parse_args()
-    own = paths_of_own_runs()
+    own = {file.parent for name in FILES for file in MODELSET.rglob(name) if REFERENCE not in file.parents}
     try:
         if arguments.conclusions:
-            return conclude(read_runs([REFERENCE]))
+            conclude(read_runs([REFERENCE]))
+            return
         if not arguments.paths and not own:
             print("no runs of your own in modelset/ yet: these are the reference results")
-        runs = read_runs(arguments.paths or own or [REFERENCE])
+        runs = read_runs(arguments.paths or sorted(own) or [REFERENCE])
         if arguments.csv:
             write(arguments.csv, runs.table.drop(columns="key").convert_dtypes().to_csv(index=False).encode())
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -107,8 +99,6 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {arguments.output} can't be written: {error.strerror}")
-    return None
-
 
 if __name__ == "__main__":
     main()

@@ -43,13 +43,10 @@ def judge_all(runs: Runs) -> list[tuple[str, list[Evidence]]]:
     return [(combined([line.verdict for line in lines if line.claim]), lines) for lines in judged]
 
 
-def seeds_of(*groups: pd.DataFrame) -> str:
-    return ", ".join(str(group["seed"].nunique()) for group in groups)
-
-
-def points(value: float, error: float) -> str:
-    """A difference of percentages."""
-    return f"{value:+.2f} ± {error:.2f} points" if error == error else f"{value:+.2f} points"
+def line(claim: str, compared_with: str, value: float, error: float, *groups: pd.DataFrame) -> Evidence:
+    """A difference of percentages between groups, with the verdict on its claim if there is one."""
+    seeds, around = ", ".join(str(group["seed"].nunique()) for group in groups), f" ± {error:.2f}" * (error == error)
+    return Evidence(claim, compared_with, f"{value:+.2f}{around} points", seeds, verdict(value, error) if claim else "")
 
 
 def model_choice(table: pd.DataFrame, lenets: Groups, resnets: Groups) -> list[Evidence]:
@@ -63,11 +60,10 @@ def model_choice(table: pd.DataFrame, lenets: Groups, resnets: Groups) -> list[E
     model = difference(table, "best_on_test", [resnet], [lenet], len(resnets) * len(lenets))
     tuning = difference(table, "best_on_test", [best], [last], pairs)
     more = difference(table, "best_on_test", [resnet, last], [lenet, best], pairs)
-    settings = f"best less worst of {len(plain)} settings of plain LeNet"
     return [
-        Evidence("", f"best epoch of {resnet_name}, less {lenet_name}", points(*model), seeds_of(resnet, lenet), ""),
-        Evidence("", settings, points(*tuning), seeds_of(best, last), ""),
-        Evidence("the model: more", "settings", points(*more), seeds_of(resnet, lenet, best, last), verdict(*more)),
+        line("", f"best epoch of {resnet_name}, less {lenet_name}", *model, resnet, lenet),
+        line("", f"best less worst of {len(plain)} settings of plain LeNet", *tuning, best, last),
+        line("the model: more", "settings", *more, resnet, lenet, best, last),
     ]
 
 
@@ -77,10 +73,8 @@ def efficiency(table: pd.DataFrame, lenets: Groups, resnets: Groups) -> list[Evi
     for name, resnet in resnets.items():
         if resnet.iloc[0]["schedule"] == "cosine" and resnet.iloc[0]["lr"] == 0.005:
             more = difference(table, "best_on_test", [resnet], [best], len(lenets))
-            claim = f"{name}: best epoch more accurate"
-            found.append(Evidence(claim, best_name, points(*more), seeds_of(resnet, best), verdict(*more)))
-            for accuracy in THRESHOLDS:
-                found += sooner(table, name, resnet, lenets, accuracy)
+            found.append(line(f"{name}: best epoch more accurate", best_name, *more, resnet, best))
+            found += [one for accuracy in THRESHOLDS for one in sooner(table, name, resnet, lenets, accuracy)]
     return found
 
 
@@ -103,8 +97,8 @@ def sooner(table: pd.DataFrame, name: str, resnet: pd.DataFrame, lenets: Groups,
     low, high = (f"{math.exp(value + sign * min(error, 9)):.2g}" for sign in (-1, 1))
     ends = f"{low} to {high}" if error < math.log(100) else "too few seeds"
     compared = f"{lenet_name}, {lenet_seconds:.0f} s against {resnet_seconds:.0f} s"
-    times, claim = f"{math.exp(value):.2f} ({ends}) times as fast", f"{name}: sooner at {accuracy} %"
-    return [Evidence(claim, compared, times, seeds_of(resnet, lenet), verdict(value, error))]
+    times = f"{math.exp(value):.2f} ({ends}) times as fast"
+    return [line(f"{name}: sooner at {accuracy} %", compared, value, error, resnet, lenet)._replace(difference=times)]
 
 
 def log_epochs_to(epochs: pd.DataFrame, accuracy: float) -> float:
@@ -119,19 +113,16 @@ def log_epochs_to(epochs: pd.DataFrame, accuracy: float) -> float:
 
 def regularisation(runs: Runs, lenets: Groups) -> list[Evidence]:
     """The gap between training and test accuracy, and test accuracy, with and without, all else the same."""
-    found = []
-    for (name, what), without, other in itertools.product(
-        (("weight_decay", "L2"), ("dropout", "dropout")), lenets.values(), lenets.values()
-    ):
+    found, kinds = [], (("weight_decay", "L2"), ("dropout", "dropout"))
+    for (name, what), without, other in itertools.product(kinds, lenets.values(), lenets.values()):
         one, two = (group.iloc[0] for group in (without, other))
         same = [settings_in_use(config_of_row(runs, row), (name, *NOT_COMPARED)) for row in (one, two)]
         if two[name] and not one[name] and same[0] == same[1]:
             gap = difference(runs.table, "gap", [without], [other])
             cost = difference(runs.table, "test_accuracy", [other], [without])
-            seeds, epochs = seeds_of(without, other), f"{one['epochs']} epochs"
-            claim = f"{what}: a smaller gap between training and test accuracy"
-            found.append(Evidence(claim, f"without, {epochs}", points(*gap), seeds, verdict(*gap)))
-            found.append(Evidence("", f"{what}: test accuracy at the end, {epochs}", points(*cost), seeds, ""))
+            claim, epochs = f"{what}: a smaller gap between training and test accuracy", f"{one['epochs']} epochs"
+            found.append(line(claim, f"without, {epochs}", *gap, without, other))
+            found.append(line("", f"{what}: test accuracy at the end, {epochs}", *cost, without, other))
     return found
 
 

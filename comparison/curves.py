@@ -38,7 +38,6 @@ class Curve:
     mean: pd.DataFrame
     deviation: pd.DataFrame
     seeds: int
-    smoothed: bool  # whether the training loss has label smoothing in it
 
 
 def curves_of(runs: Runs, over: str) -> list[Curve]:
@@ -58,12 +57,11 @@ def curves_of(runs: Runs, over: str) -> list[Curve]:
         columns = ["train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"]
         epochs = epochs.assign(seed=epochs["run"].map(group["seed"]), seconds=seconds)
         by_seed = epochs.groupby(["epoch", "seed"])[columns].mean().groupby("epoch")
-        smoothed = bool(group.iloc[0].get("label_smoothing", 0))
-        complete = by_seed.size() == group["seed"].nunique()  # not the epochs that only some seeds were trained for
-        mean, deviation = by_seed.mean()[complete], by_seed.std().fillna(0)[complete]
         seeds = group["seed"].nunique()
+        complete = by_seed.size() == seeds  # not the epochs that only some seeds were trained for
+        mean, deviation = by_seed.mean()[complete], by_seed.std().fillna(0)[complete]
         label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {names[key]}" + f" ({seeds} seeds)" * (seeds > 1)
-        found.append(Curve(names[key], label, GREY, mean, deviation, seeds, smoothed))
+        found.append(Curve(names[key], label, GREY, mean, deviation, seeds))
     found.sort(key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
     colours = itertools.chain(COLOURS, itertools.repeat(GREY))
     return [dataclasses.replace(curve, colour=colour) for curve, colour in zip(found, colours, strict=False)]
@@ -78,7 +76,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
         for curve in reversed(curves):  # the best on top
             draw_curve(loss, curve, "loss", over)
             draw_curve(accuracy, curve, "accuracy", over)
-        smoothed = any(curve.smoothed for curve in curves[: len(COLOURS)])
+        smoothed = bool(runs.table["label_smoothing"].any())
         note = "\n(training loss with label smoothing where there is any)" * smoothed
         x = "epoch" if over == "epochs" else "seconds of training (median epoch times epochs)"
         loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
@@ -96,8 +94,8 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
         labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
         if len(curves) > len(labels):
             labels.append(f"{len(curves) - len(labels)} more with a lower test accuracy at the end")
-        about = {"title": "test accuracy at the end", "alignment": "left", "frameon": False}
-        figure.legend(lines, labels, loc="outside lower center", **about)
+        title = "test accuracy at the end"
+        figure.legend(lines, labels, loc="outside lower center", frameon=False, title=title, alignment="left")
     return figure
 
 

@@ -65,16 +65,12 @@ def interval(variance: float, freedom: float, pairs: int = 1) -> float:
 
 def verdict(value: float, error: float) -> str:
     """On the claim that `value` is positive; NaN for the error decides nothing."""
-    if math.isnan(error):
-        return OPEN
-    return UNDECIDED if abs(value) <= error else HOLDS if value > 0 else CONTRADICTED
+    undecided = OPEN if math.isnan(error) else UNDECIDED
+    return HOLDS if value > error else CONTRADICTED if value < -error else undecided
 
 
 def combined(verdicts: list[str]) -> str:
     """The verdict on a conclusion from those on its parts."""
-    decided = [one for one in verdicts if one != OPEN]
-    if not decided:
-        return OPEN
-    if HOLDS in decided:
+    if HOLDS in verdicts:
         return HOLDS if set(verdicts) == {HOLDS} else PARTLY
-    return UNDECIDED if UNDECIDED in decided else CONTRADICTED
+    return next((one for one in (UNDECIDED, CONTRADICTED) if one in verdicts), OPEN)

@@ -17,8 +17,7 @@ def comparison_page(runs: Runs) -> bytes:
     """
     from plotly.subplots import make_subplots
 
-    curves = curves_of(runs, "epochs")
-    titles = ["loss (cross-entropy)", "accuracy (%)"]
+    curves, titles = curves_of(runs, "epochs"), ["loss (cross-entropy)", "accuracy (%)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.06)
     over: dict[str, list[np.ndarray]] = {"epoch": [], "seconds of training": []}  # each line's places
     for number, curve in enumerate(curves):
@@ -33,12 +32,11 @@ def comparison_page(runs: Runs) -> bytes:
         choices = [{"label": label, "method": method, "args": arguments} for label, arguments in menu.items()]
         place = {"x": 0.24 * number, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
         buttons.append({"type": "buttons", "direction": "right", "buttons": choices, **place})
-    legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "traceorder": "normal"}
     title = {"text": HELP, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
-    height, bottom = 560 + 20 * len(curves), 80 + 20 * len(curves)  # pixels
-    margin = {"t": 130, "b": bottom, "l": 60, "r": 30}
+    legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}
+    height, margin = 560 + 20 * len(curves), {"t": 130, "b": 80 + 20 * len(curves), "l": 60, "r": 30}  # pixels
     figure.update_layout(template="plotly_white", title=title, updatemenus=buttons, height=height, margin=margin)
-    figure.update_layout(legend=legend | {"y": -60 / (height - 130 - bottom)})
+    figure.update_layout(legend=legend)
     figure.update_xaxes(title_text="epoch")
     return figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
 

@@ -48,8 +48,8 @@ def page(runs: Runs, judged: list[tuple[str, list[Evidence]]]) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    table = table.rename(columns=lambda name: name.replace("_", " "))
-    return tabulate(table, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True)
+    heads = [name.replace("_", " ") for name in table.columns]
+    return tabulate(table, headers=heads, tablefmt="pipe", showindex=False, disable_numparse=True)
 
 
 def draw_results(runs: Runs) -> Figure:
@@ -65,12 +65,8 @@ def draw_results(runs: Runs) -> Figure:
 def of_script(runs: Runs, experiment: str, epochs: int | None) -> pd.DataFrame:
     """The script's runs with its stated settings but for the epochs: those of the shortest folder name."""
     table = runs.table[(runs.table["experiment"] == experiment) & (runs.table["validation_images"] == 0)]
-    if epochs is not None:
-        table = table[table["epochs"] == epochs]
-    if table.empty:
-        return table
-    key = table.loc[table["folder"].str.len().idxmin(), "key"]
-    return table[table["key"] == key]
+    table = table[table["epochs"] == (epochs or table["epochs"])]
+    return table[table["key"] == table.loc[table["folder"].str.len().idxmin(), "key"]] if len(table) else table
 
 
 def draw_scripts(axes: Axes, runs: Runs) -> None:
@@ -82,8 +78,7 @@ def draw_scripts(axes: Axes, runs: Runs) -> None:
         axes.plot(accuracies, [y] * len(accuracies), "o", color=colour, markersize=6, alpha=0.75)
         original = original_run(config_of_row(runs, group.iloc[0]))
         if original and original["last"] is not None:
-            about = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black"}
-            axes.plot([original["last"]], [y + 0.3], "*", **about)
+            axes.plot([original["last"]], [y + 0.3], "*", ms=11, markerfacecolor="none", markeredgecolor="black")
         axes.text(102, y, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
     axes.set_yticks([-place for place in range(len(found))], list(found))
     axes.set(xlim=(55, 101), ylim=(-len(found) + 0.5, 0.5), xlabel="test accuracy after the last epoch (%)")
@@ -102,10 +97,9 @@ def draw_gaps(axes: Axes, runs: Runs) -> None:
         train, test = (values(group, f"{kind}_accuracy").mean() for kind in ("train", "test"))
         axes.plot([place, place], [test, train], color=colour, linewidth=3, alpha=0.4)
         axes.plot([place], [test], "o", color=colour, markersize=9)
-        hollow = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 2}
-        axes.plot([place], [train], "o", markersize=9, **hollow)
-        axes.text(place + 0.12, test, f"{test:.1f}", va="center")
-        axes.text(place + 0.12, train, f"{train:.1f}", va="center")
+        axes.plot([place], [train], "o", color=colour, markersize=9, markerfacecolor="white", markeredgewidth=2)
+        for y in (test, train):
+            axes.text(place + 0.12, y, f"{y:.1f}", va="center")
         axes.text(place - 0.1, (train + test) / 2, f"gap {train - test:.0f}", va="center", ha="right")
     axes.set_xticks(range(len(shown)), [name for _, name in shown])
     axes.set(xlim=(-0.95, 2.75), ylim=(55, 102), ylabel="accuracy (%)")

@@ -112,16 +112,19 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
 
 
 def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, float]:
-    """What follows from a history, whose `seconds` become steady ones: NaN where there are no epochs yet."""
-    history["seconds"] = steady_seconds(history["seconds"], config)
+    """What follows from a history: NaN where there are no epochs yet.
+
+    Its `seconds` become the median of the epochs with images of the same size. An epoch that other work on the machine
+    slowed down would count in a sum; in the median it doesn't.
+    """
+    part = np.arange(len(history)) * (str(config.get("resolutions", "")).count(",") + 1) // int(config["epochs"])
+    history["seconds"] = history["seconds"].groupby(part).transform("median")
+    best = history["test_accuracy"].max()
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     last = {name: history[name].iloc[-1] if len(history) else math.nan for name in names}
-    best = history["test_accuracy"].max()
+    last |= {"gap": last["train_accuracy"] - last["test_accuracy"], "seconds": history["seconds"].sum()}
     best_epoch = history["epoch"][history["test_accuracy"] == best].min()
-    gap = last["train_accuracy"] - last["test_accuracy"]
-    return {"epochs_trained": len(history), **last, "gap": gap, "seconds": history["seconds"].sum()} | {
-        "best_on_test": best, "best_epoch_on_test": best_epoch,
-    }  # fmt: skip
+    return last | {"epochs_trained": len(history), "best_on_test": best, "best_epoch_on_test": best_epoch}
 
 
 def machine_text(environment: dict[str, object]) -> str:
@@ -131,16 +134,6 @@ def machine_text(environment: dict[str, object]) -> str:
         return f"{processes} x {device} ({environment['parallel']})" if environment["parallel"] != "none" else device
     several = f"{processes} processes of " * (processes > 1)
     return f"{environment['processor']}, {several}{threads} thread{'s' * (threads > 1)}"
-
-
-def steady_seconds(seconds: pd.Series, config: dict[str, object]) -> pd.Series:
-    """Each epoch's training time as the median of those with images of its size.
-
-    An epoch that other work on the machine slowed down would count in a sum; in the median it doesn't.
-    """
-    parts = str(config.get("resolutions", "")).count(",") + 1
-    part = np.arange(len(seconds)) * parts // int(config["epochs"])
-    return seconds.groupby(part).transform("median")
 
 
 def with_defaults(experiment: str, config: dict[str, object]) -> dict[str, object]:
@@ -196,9 +189,11 @@ def is_usual(column: pd.Series, value: object) -> bool:
 
 def setting_text(name: str, value: object) -> str:
     """As in "50 epochs", "lr 0.01", "augment" or "no augment"."""
-    if name == "machine":
-        return str(value)
-    if str(value) in ("True", "False"):
-        return "no " * (not value) + name.replace("_", " ")
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{text} epochs" if name == "epochs" else f"{name.replace('_', ' ')} {text}"
+    words, text = name.replace("_", " "), short(value)
+    texts = {"yes": words, "no": f"no {words}"}
+    return texts.get(text, {"machine": text, "epochs": f"{text} epochs"}.get(name, f"{words} {text}"))
+
+
+def short(value: object) -> str:
+    """A setting's value as in a table."""
+    return f"{value:g}" if isinstance(value, float) else {"True": "yes", "False": "no"}.get(str(value), str(value))

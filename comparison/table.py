@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 from tabulate import tabulate
 
-from comparison.runs import Runs, config_of_row, names_of, setting_text, values
+from comparison.runs import Runs, config_of_row, names_of, setting_text, short, values
 from results.reference import NOT_COMPARED, mean_text, original_accuracy, reference_accuracies, reference_runs
 
 AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
@@ -25,15 +25,12 @@ def common_settings(runs: Runs) -> tuple[list[str], list[str]]:
 
 
 def table_rows(runs: Runs, with_reference: bool = False, epochs_to: float | None = None) -> pd.DataFrame:
-    """The table as texts, in the order of the runs.
-
-    With the reference's and the original's figures, and when each row's runs first had a test accuracy in per cent.
-    """
+    """The table as texts; with the reference's and the original's figures, and when an accuracy was first reached."""
     names, settings, rows = names_of(runs, runs.table["key"]), common_settings(runs)[1], []
     reference = reference_runs() if with_reference else []
     for key, group in runs.table.groupby("key", sort=False):
         config = config_of_row(runs, group.iloc[0])
-        row = {"run": names[key], **{name: setting_value(config.get(name, "-")) for name in settings}}
+        row = {"run": names[key], **{name: short(config.get(name, "-")) for name in settings}}
         row |= result_texts(group)
         if epochs_to is not None:
             row[f"{epochs_to:g} % in epoch"] = first_reached(runs.part(group).epochs, epochs_to)
@@ -81,11 +78,6 @@ def span(numbers: pd.Series) -> str:
     """From the smallest to the largest: times of several machines or days have no mean."""
     low, high = f"{numbers.min():.0f}", f"{numbers.max():.0f}"
     return low if low == high else f"{low} to {high}"
-
-
-def setting_value(value: object) -> str:
-    """A setting's value in its column."""
-    return f"{value:g}" if isinstance(value, float) else {"True": "yes", "False": "no"}.get(str(value), str(value))
 
 
 def text_table(table: pd.DataFrame, settings: list[str]) -> str:
