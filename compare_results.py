@@ -62,7 +62,6 @@ def conclude(runs: Runs) -> None:
         print(f"\n{number}. {conclusion}: {verdict}")
         for line in lines:
             print("   " + "; ".join(filter(None, line)))
-    print()
     write(REFERENCE / "README.md", page(runs, judged).encode())
     write(REFERENCE / "results.png", png(draw_results(runs), DPI))
 
@@ -99,6 +98,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {arguments.output} can't be written: {error.strerror}")
+
 
 if __name__ == "__main__":
     main()

@@ -137,8 +137,7 @@ def several_devices() -> list[Evidence]:
     for count, speedups in measured[measured["devices"] > 1].groupby("devices")["speedup"]:
         mean, least, cases = speedups.mean(), 1 + CONSIDERABLE * (count - 1), len(speedups)
         error = interval(speedups.var() / cases, cases - 1) if cases > 1 else math.nan
-        claim = f"{count} {unit} are {mean:.2f} times as fast as one"
-        compared = f"{least:g} times, half of what the further {unit} could add"
-        text = f"{mean - least:+.2f} ± {error:.2f} times"
-        found.append(Evidence(claim, compared, text, f"{cases} cases", verdict(mean - least, error)))
+        compared = f"half of what more {unit} could add, {least:g} times"
+        more, claim = f"{mean - least:+.2f} ± {error:.2f} times", f"{count} {unit} are {mean:.2f} times as fast as one"
+        found.append(Evidence(claim, compared, more, f"{cases} cases", verdict(mean - least, error)))
     return found if unit == "GPUs" else [*found, Evidence("on several GPUs", "", "not measured", "", OPEN)]

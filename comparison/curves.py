@@ -76,8 +76,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
         for curve in reversed(curves):  # the best on top
             draw_curve(loss, curve, "loss", over)
             draw_curve(accuracy, curve, "accuracy", over)
-        smoothed = bool(runs.table["label_smoothing"].any())
-        note = "\n(training loss with label smoothing where there is any)" * smoothed
+        note = "\n(training loss with label smoothing where there is any)" * bool(runs.table["label_smoothing"].any())
         x = "epoch" if over == "epochs" else "seconds of training (median epoch times epochs)"
         loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
         accuracy.set(xlabel=x, ylabel="accuracy (%)")

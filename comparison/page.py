@@ -56,6 +56,6 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
             line = {"color": colour, "dash": "solid" if kind == "test" else "dot", "width": 2}
             hover = f"{curve.name}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
             shown = {"name": curve.label, "legendgroup": curve.label, "showlegend": name == "test_loss"}
-            mode = "lines+markers" if len(curve.mean) == 1 else "lines"
+            shown |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}
             values = {"x": over["epoch"][-1], "y": curve.mean[name], "customdata": curve.deviation[name]}
-            figure.add_trace(Scatter(**values, **shown, line=line, mode=mode, hovertemplate=hover), 1, column)
+            figure.add_trace(Scatter(**values, **shown, line=line), 1, column)

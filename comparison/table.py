@@ -8,10 +8,8 @@ import pandas as pd
 from tabulate import tabulate
 
 from comparison.runs import Runs, config_of_row, names_of, setting_text, short, values
-from results.reference import NOT_COMPARED, mean_text, original_accuracy, reference_accuracies, reference_runs
-
-AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
-LOSSES = ["train loss", "test loss"]
+from results import reference
+from results.reference import AUGMENTATION, NOT_COMPARED, mean_text
 
 
 def common_settings(runs: Runs) -> tuple[list[str], list[str]]:
@@ -27,17 +25,16 @@ def common_settings(runs: Runs) -> tuple[list[str], list[str]]:
 def table_rows(runs: Runs, with_reference: bool = False, epochs_to: float | None = None) -> pd.DataFrame:
     """The table as texts; with the reference's and the original's figures, and when an accuracy was first reached."""
     names, settings, rows = names_of(runs, runs.table["key"]), common_settings(runs)[1], []
-    reference = reference_runs() if with_reference else []
+    theirs = reference.reference_runs() if with_reference else []
     for key, group in runs.table.groupby("key", sort=False):
         config = config_of_row(runs, group.iloc[0])
-        row = {"run": names[key], **{name: short(config.get(name, "-")) for name in settings}}
-        row |= result_texts(group)
+        row = {"run": names[key], **{name: short(config.get(name, "-")) for name in settings}, **result_texts(group)}
         if epochs_to is not None:
             row[f"{epochs_to:g} % in epoch"] = first_reached(runs.part(group).epochs, epochs_to)
         if with_reference:
             data = {"name": group.iloc[0]["dataset"], **group.iloc[0][["train_images", "test_images"]]}
-            row["reference %"] = mean_text(reference_accuracies(reference, config, data))
-            row["original %"] = original_accuracy(config)
+            row["reference %"] = mean_text(reference.reference_accuracies(theirs, config, data))
+            row["original %"] = reference.original_accuracy(config)
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
     table = table.drop(columns="seeds") if table["seeds"].isin(["", "1"]).all() else table
@@ -86,8 +83,8 @@ def text_table(table: pd.DataFrame, settings: list[str]) -> str:
     What doesn't fit is left out, first the columns of the `settings`, which the names say, too; then names are broken.
     """
     width, longest = shutil.get_terminal_size((100, 24)).columns, table["run"].map(len).max()
-    heads = [name.replace("_", " ") for name in settings]
-    for left_out, least in (([], longest), (heads, longest), (heads, 20), (["mirrored %", "seconds"], 20), (LOSSES, 0)):
+    heads, more, last = [n.replace("_", " ") for n in settings], ["mirrored %", "seconds"], ["train loss", "test loss"]
+    for left_out, least in (([], longest), (heads, longest), (heads, 20), (more, 20), (last, 0)):
         table = table.drop(columns=left_out, errors="ignore")
         cells = [max(*map(len, head.split()), *table[head].map(len)) for head in table.columns[1:]]
         room = width - sum(cells) - 2 * len(cells)

@@ -9,16 +9,13 @@ from pathlib import Path
 MODELSET = Path(__file__).resolve().parent.parent / "modelset"
 REFERENCE = MODELSET / "reference"
 ORIGINAL_RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
+AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
 NOT_COMPARED = ("seed", "precision")  # settings that runs of one row may differ in
 
 
 def settings_in_use(config: dict[str, object], without: tuple[str, ...] = NOT_COMPARED) -> dict[str, object]:
-    """The entries of a config without those of these names, and without what is 0 or off.
-
-    What only augmentation uses is nothing without it.
-    """
-    if not config.get("augment"):
-        without = (*without, "crop_padding", "padding_mode", "flips")
+    """The entries of a config without those of these names, and without what is 0 or off, or does nothing."""
+    without = without if config.get("augment") else (*without, *AUGMENTATION)
     return {name: value for name, value in config.items() if name not in without and value}
 
 
