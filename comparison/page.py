@@ -7,8 +7,6 @@ import numpy as np
 from comparison.curves import COLOURS, Curve, curves_of
 from comparison.runs import Runs
 
-HELP = "full: test, dotted: training. A click on a run below hides it, a double click singles it out."
-
 
 def comparison_page(runs: Runs) -> bytes:
     """Losses and accuracies of all runs, over epochs or seconds, linear or logarithmic; values under the pointer.
@@ -32,7 +30,8 @@ def comparison_page(runs: Runs) -> bytes:
         choices = [{"label": label, "method": method, "args": arguments} for label, arguments in menu.items()]
         place = {"x": 0.24 * number, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
         buttons.append({"type": "buttons", "direction": "right", "buttons": choices, **place})
-    title = {"text": HELP, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
+    text = "full: test, dotted: training. A click on a run below hides it, a double click singles it out."
+    title = {"text": text, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
     legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}
     height, margin = 560 + 20 * len(curves), {"t": 130, "b": 80 + 20 * len(curves), "l": 60, "r": 30}  # pixels
     figure.update_layout(template="plotly_white", title=title, updatemenus=buttons, height=height, margin=margin)
