@@ -39,7 +39,7 @@ def test_it_trains_is_compared_and_evaluated(run, perceptron: Path) -> None:
     assert record["config"]["model"] == "Perceptron" and record["config"]["hidden"] == 20
     done = run(perceptron.parent / "compare_results.py")
     assert done.code == 0, done.err
-    assert re.search(r"perceptron +hidden=20 ", done.out)
+    assert "hidden 20" in done.out and re.search(r"^Perceptron +2 ", done.out, re.MULTILINE)
     done = run(perceptron.parent / "inspect_weights.py", folder, "--evaluate")
     assert done.code == 0, done.err
     assert f"test accuracy {record['result']['final_test_accuracy']:.2f} %" in done.out
@@ -212,6 +212,6 @@ def test_a_script_that_cannot_be_imported_is_a_warning_of_the_comparison(run, pe
     perceptron.write_text("import nothing_of_that_name\n")
     done = run(perceptron.parent / "compare_results.py")
     assert done.code == 0 and "perceptron.py can't be imported" in done.err, done.err
-    assert re.search(r"perceptron +model=Perceptron", done.out)
+    assert re.search(r"^Perceptron +1 ", done.out, re.MULTILINE)
     done = run(perceptron.parent / "inspect_weights.py", folder_of(perceptron, "epochs=1"), "--evaluate")
     assert done.code == 1 and "perceptron.py can't be imported" in done.err

@@ -18,8 +18,8 @@ def test_torchrun_on_a_mac_takes_the_cpu(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import torch; torch.backends.mps.is_available = lambda: True\n"
         "torch.cuda.is_available = lambda: False\n"
-        "import common, resnet_model\n"
-        "execution = common.start_execution(resnet_model.SETTINGS)\n"
+        "import common\n"
+        "execution = common.start_execution('auto', 'auto', True, False)\n"
         "print(execution.device, execution.parallel)\n"
     )
     done = run_command(*TORCHRUN, script)
