@@ -34,7 +34,8 @@ def print_table(runs: Runs, with_reference: bool, epochs_to: float | None) -> No
     data = f"{first['dataset']}{synthetic}, {first['train_images']:,} training and {first['test_images']:,} test images"
     same, differ = common_settings(runs)
     print(f"\n{data}{'; all runs: ' * bool(same)}{', '.join(same)}\n")
-    print(text_table(table_rows(runs, with_reference, epochs_to), differ), end="\n\n")
+    note = "best: per cent; gap: training less test accuracy, in points; ±: standard deviation over the seeds"
+    print(text_table(table_rows(runs, with_reference, epochs_to), differ), note, sep="\n\n", end="\n\n")
 
 
 def write(path: Path, content: bytes) -> None:

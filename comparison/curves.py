@@ -77,7 +77,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
             draw_curve(loss, curve, "loss", over)
             draw_curve(accuracy, curve, "accuracy", over)
         note = "\n(training loss with label smoothing where there is any)" * bool(runs.table["label_smoothing"].any())
-        x = "epoch" if over == "epochs" else "seconds of training (median epoch times epochs)"
+        x = {"epochs": "epoch", "seconds": "seconds of training (median epoch times epochs)"}[over]
         loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
         accuracy.set(xlabel=x, ylabel="accuracy (%)")
         ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
@@ -88,7 +88,8 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
                 axes.xaxis.set_major_formatter("{x:g}")
             elif over == "epochs":
                 axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.suptitle("full: test, pale and dashed: training, band: standard deviation over seeds", fontsize=10)
+        seeds = ", band: standard deviation over seeds" * any(curve.seeds > 1 for curve in curves)
+        figure.suptitle(f"full: test, pale and dashed: training{seeds}", fontsize=10)
         lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
         labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
         if len(curves) > len(labels):

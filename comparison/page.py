@@ -13,13 +13,14 @@ def comparison_page(runs: Runs) -> bytes:
 
     ModuleNotFoundError where plotly isn't installed.
     """
+    from plotly.colors import qualitative
     from plotly.subplots import make_subplots
 
     curves, titles = curves_of(runs, "epochs"), ["loss (cross-entropy)", "accuracy (%)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.06)
     over: dict[str, list[np.ndarray]] = {"epoch": [], "seconds of training": []}  # each line's places
     for number, curve in enumerate(curves):
-        add_lines(figure, curve, COLOURS[number % len(COLOURS)], over)
+        add_lines(figure, curve, [*COLOURS, *qualitative.Dark24][number % 32], over)
     both = {axis: (axis, f"{axis}2") for axis in ("xaxis", "yaxis")}
     menus = [{name: [{"x": x}, {f"{axis}.title.text": name for axis in both["xaxis"]}] for name, x in over.items()}]
     for name, axes in (("across", both["xaxis"]), ("up", both["yaxis"])):
@@ -30,13 +31,12 @@ def comparison_page(runs: Runs) -> bytes:
         choices = [{"label": label, "method": method, "args": arguments} for label, arguments in menu.items()]
         place = {"x": 0.24 * number, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
         buttons.append({"type": "buttons", "direction": "right", "buttons": choices, **place})
-    text = "full: test, dotted: training. A click on a run below hides it, a double click singles it out."
+    text = "full: test, dashed: training. A click on a run below hides it, a double click singles it out."
     title = {"text": text, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
-    legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}
-    height, margin = 560 + 20 * len(curves), {"t": 130, "b": 80 + 20 * len(curves), "l": 60, "r": 30}  # pixels
+    height, margin = 560 + 24 * len(curves), {"t": 130, "b": 80 + 24 * len(curves), "l": 60, "r": 30}  # pixels
     figure.update_layout(template="plotly_white", title=title, updatemenus=buttons, height=height, margin=margin)
-    figure.update_layout(legend=legend)
-    figure.update_xaxes(title_text="epoch")
+    legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}
+    figure.update_layout(legend=legend).update_xaxes(title_text="epoch")
     return figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
 
 
@@ -52,7 +52,7 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
                 places.append(x - middle * np.diff(x, prepend=0))
             name, digits = f"{kind}_{what}", 4 if what == "loss" else 2
             around = f" ± %{{customdata:.{digits}f}}" * (curve.seeds > 1)
-            line = {"color": colour, "dash": "solid" if kind == "test" else "dot", "width": 2}
+            line = {"color": colour, "dash": "solid" if kind == "test" else "dash", "width": 2}
             hover = f"{curve.name}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
             shown = {"name": curve.label, "legendgroup": curve.label, "showlegend": name == "test_loss"}
             shown |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}

@@ -26,9 +26,7 @@ OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy", "bes
 
 @dataclass(frozen=True)
 class Runs:
-    """`table` has a row per run, indexed by number, the best first: settings, data, machine, results and `key`, which
-    runs share that differ by their seed alone. `epochs` has a row per run and epoch: `run`, and loss.json's history.
-    """
+    """A row per run, the best first, with the same `key` where only seeds differ; a row per `run` number and epoch."""
 
     table: pd.DataFrame
     epochs: pd.DataFrame

@@ -105,8 +105,10 @@ def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
 
 def stated_model(path: Path) -> nn.Module | None:
     """The model of the run that the file is of, as a checkpoint says itself, or the loss.json beside it."""
-    with contextlib.suppress(UserError, OSError, ValueError, KeyError, TypeError):
+    run = None
+    with contextlib.suppress(UserError):  # weights of another kind
         run = read_torch(path)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no loss.json, or not that of a run
         if not isinstance(run, dict) or not {"experiment", "config"} <= run.keys():
             run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
         stated = stated_settings(run["experiment"])
