@@ -102,6 +102,8 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
             row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
             row |= {name: run["environment"][name] for name in MACHINE}
             row["machine"] = machine_text(run["environment"])
+        if len(run.get("parts", [])) > 1:  # trained on several machines
+            history["seconds"] = math.nan
         key = [row["experiment"], settings_in_use(config), data_key(dataset), row["unfinished"], row["reference"]]
         row |= {"key": json.dumps(key, sort_keys=True), **last_epoch(history, config)}
     except (OSError, ValueError, OverflowError, RecursionError) as error:
@@ -119,7 +121,7 @@ def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, fl
     best = history["test_accuracy"].max()
     best_epoch = history["epoch"][history["test_accuracy"] == best].min()
     gap = last["train_accuracy"] - last["test_accuracy"]
-    return {"epochs_trained": len(history), **last, "gap": gap, "seconds": history["seconds"].sum()} | {
+    return {"epochs_trained": len(history), **last, "gap": gap, "seconds": history["seconds"].sum(skipna=False)} | {
         "best_on_test": best, "best_epoch_on_test": best_epoch,
     }  # fmt: skip
 
