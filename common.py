@@ -9,6 +9,7 @@ Nothing runs on import.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -43,7 +44,7 @@ from files.locks import locked_run_folder
 from files.pictures import write_picture
 from files.writing import FileInUse, expanded, read_torch, write_file, write_torch
 from inspection.models import load
-from models.interface import Interface, interface_of, model_input, to_device
+from models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
 from models.lenet import LeNet
 from models.resnet import ResNet18
 from results.descriptions import describe_epoch, describe_result
@@ -100,6 +101,20 @@ def build_model(settings: Settings) -> nn.Module:
     except ValueError as error:
         given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
         raise WrongOption(f"{settings.model.__name__} with {given}: {error}") from error
+
+
+def check_smallest_share(model: nn.Module, settings: Settings, images: int, processes: int) -> None:
+    """UserError if a process gets a single image or none of a step's, and the model has a BatchNorm that needs two."""
+    last = images % settings.batch_size or settings.batch_size
+    if min(last, settings.batch_size) // processes > 1:
+        return
+    try:
+        copy.deepcopy(model).train()(model_input(torch.zeros(1, 3, 32, 32), interface_of(model)))
+    except ValueError as error:
+        shared = f" shared by {processes} processes" * (processes > 1)
+        batches = f"{images} images in batches of {settings.batch_size}{shared} leave a single one or none to a step"
+        name = type(model).__name__
+        raise UserError(f"{batches}, which {name} can't be trained on: try another --batch-size") from error
 
 
 def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
@@ -386,8 +401,8 @@ def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    """A copy of the state dict on the CPU, with the names that it has without `torch.compile`."""
+    return {plain_name(name): tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def run_parts(run: Run, state: State) -> list[dict]:
@@ -566,6 +581,7 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
         data = hold_out(data, settings.validation_images)
         with torch.no_grad():
             interface.initialise(data.train_images)
+            check_smallest_share(tried(model), settings, len(data.train_labels), execution.world_size)
         folder = run_folder(settings, stated, data.name)
         changed = describe(differences(config_of(settings), config_of(stated)))
         if first:
