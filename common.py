@@ -9,7 +9,9 @@ Nothing runs on import.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -37,11 +39,12 @@ from devices.execution import (
     start_execution,
     tiny_steps,
 )
-from devices.processes import all_reduce, from_rank_0, leave_processes
+from devices.processes import all_reduce, from_rank_0, launch_note, leave_processes, note_launch, share_buffers
 from files.locks import locked_run_folder
-from files.writing import expanded, read_torch, write_file, write_torch
+from files.pictures import write_picture
+from files.writing import FileInUse, expanded, read_torch, write_file, write_torch
 from inspection.models import load
-from models.interface import Interface, interface_of, model_input, to_device
+from models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
 from models.lenet import LeNet
 from models.resnet import ResNet18
 from results.descriptions import describe_epoch, describe_result
@@ -98,6 +101,20 @@ def build_model(settings: Settings) -> nn.Module:
     except ValueError as error:
         given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
         raise WrongOption(f"{settings.model.__name__} with {given}: {error}") from error
+
+
+def check_smallest_share(model: nn.Module, settings: Settings, images: int, processes: int) -> None:
+    """UserError if a process gets a single image or none of a step's, and the model has a BatchNorm that needs two."""
+    last = images % settings.batch_size or settings.batch_size
+    if min(last, settings.batch_size) // processes > 1:
+        return
+    try:
+        copy.deepcopy(model).train()(model_input(torch.zeros(1, 3, 32, 32), interface_of(model)))
+    except ValueError as error:
+        shared = f" shared by {processes} processes" * (processes > 1)
+        batches = f"{images} images in batches of {settings.batch_size}{shared} leave a single one or none to a step"
+        name = type(model).__name__
+        raise UserError(f"{batches}, which {name} can't be trained on: try another --batch-size") from error
 
 
 def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
@@ -204,7 +221,7 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[T
     Yields this process's shares of the batches, (images float32, labels), the whole batches' sizes, and the learning
     rates of their steps.
     Order and augmentation follow from seed and epoch alone: neither the number of processes nor
-    an interruption changes them. Dropout's masks follow from seed, epoch, step and rank.
+    an interruption changes them. Dropout's masks follow from seed, epoch, step and rank, by a stream of their own.
     """
     data, rank, seed, settings = run.data, run.execution.rank, run.settings.seed, run.settings
     count, device = len(data.train_labels), run.execution.device
@@ -218,7 +235,7 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[T
     steps = torch.arange(count, device=device).split(settings.batch_size)  # each one's positions in that order
     chunk_steps = max(1, CHUNK_IMAGES[device.type] // settings.batch_size)
     for first in range(step, len(steps), chunk_steps):
-        torch.manual_seed(mixed_seed(seed, epoch, first, rank))
+        torch.manual_seed(mixed_seed(seed, epoch, first, rank, 1))  # 0s at the end would change nothing
         chunk = steps[first : first + chunk_steps]
         shares = [positions.tensor_split(run.execution.world_size)[rank] for positions in chunk]
         share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
@@ -291,8 +308,8 @@ def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -
 
 def evaluate_epoch(run: Run, state: State, losses: Tensor) -> dict[str, float]:
     """What the ended epoch, whose steps had these losses, adds to the history."""
-    data = run.data
-    part = slice(0, None, -(-len(data.train_labels) // TRAIN_EVALUATION_IMAGES))  # spread over the classes
+    data, part = run.data, evaluated_part(run.data)
+    share_buffers(run.model)  # rank 0's are saved
     _, train_accuracy = evaluate(run, data.train_images[part], data.train_labels[part])
     test_loss, test_accuracy = evaluate(run, data.test_images, data.test_labels)
     check_finite(torch.tensor(test_loss), state.epoch, state.step - 1)
@@ -301,8 +318,14 @@ def evaluate_epoch(run: Run, state: State, losses: Tensor) -> dict[str, float]:
     validation = {}
     if len(data.validation_labels):
         loss, accuracy = evaluate(run, data.validation_images, data.validation_labels)
+        check_finite(torch.tensor(loss), state.epoch, state.step - 1)
         validation = {"validation_loss": loss, "validation_accuracy": accuracy}
     return dict(zip(HISTORY, row, strict=True)) | validation
+
+
+def evaluated_part(data: Data) -> slice:
+    """The training images that the training accuracy is measured on, spread over the classes."""
+    return slice(0, None, -(-len(data.train_labels) // TRAIN_EVALUATION_IMAGES))
 
 
 def check_signals(run: Run) -> None:
@@ -343,6 +366,7 @@ class State:
     history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
     steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
     best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    parts: list[dict] = dataclasses.field(default_factory=list)  # those before this one, as `run_parts` has them
     mirrored_test_accuracy: float | None = None  # of a run that has ended, and trained with flips
 
 
@@ -356,6 +380,7 @@ def next_epoch(run: Run, state: State, losses: Tensor, row: dict[str, float]) ->
         history=history,
         steps=finer_losses(state.steps, losses, state.epoch, size, count),
         best_model=weights_on_cpu(run.model) if best else state.best_model,
+        parts=state.parts,
     )
 
 
@@ -376,64 +401,102 @@ def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    """A copy of the state dict on the CPU, with the names that it has without `torch.compile`."""
+    return {plain_name(name): tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def run_parts(run: Run, state: State) -> list[dict]:
+    """A run's parts that were trained in different environments, each with it and its training images and seconds."""
+    count, history, size = len(run.data.train_labels), state.history, run.settings.batch_size
+    images = count * len(history["epoch"]) + min(state.step * size, count)
+    images -= sum(part["images"] for part in state.parts)
+    seconds = sum(history["seconds"]) + state.seconds - sum(part["seconds"] for part in state.parts)
+    part = {"environment": environment_in_use(run), "images": images, "seconds": seconds}
+    return [*state.parts, part] if images else state.parts
+
+
+def environment_in_use(run: Run) -> dict[str, object]:
+    """Where the run is trained, with the threads that its steps use."""
+    with tiny_steps(run.settings.batch_size):
+        return environment_record(run.execution)
 
 
 def save_state(run: Run, state: State) -> None:
     """Write `checkpoint.pth`; every process must call this, and rank 0 writes."""
-    state = dataclasses.replace(state, losses=all_reduce(state.losses))
+    state = dataclasses.replace(state, losses=all_reduce(state.losses), parts=run_parts(run, state))
     if run.execution.rank == 0:
         head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
         parts = {"dataset": dataset_record(run.data), "model": run.model.state_dict()}
         content = {**head, **parts, "optimizer": run.optimizer.state_dict(), **vars(state)}
-        write_torch(run.folder / "checkpoint.pth", content)
+        try:
+            write_torch(run.folder / "checkpoint.pth", content)
+        except FileInUse as error:
+            print(f"warning: {error}. The run goes on.", file=sys.stderr)
 
 
-def checkpoint_to_continue(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict | None:
-    """With `--resume` the folder's checkpoint, or None to start at the beginning; prints which, and why.
+def run_to_continue(folder: Path, settings: Settings, dataset: dict[str, object], launch: str) -> dict | None:
+    """With `--resume` the folder's checkpoint, or the record of its finished run, or None to start at the beginning.
 
-    UserError if it is damaged or of other settings; without `--resume` that doesn't matter.
+    Prints which, and why. `launch` is what `launch_note` says: processes that torchrun starts again continue, too.
+    UserError if what is to be continued is damaged or of other settings; without `--resume` a checkpoint is set aside.
     """
     path = folder / "checkpoint.pth"
-    # A worker that torchrun starts again continues, too.
-    resume = settings.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if not path.is_file():
-        if resume:
-            print(f"no checkpoint in {folder}: starting at the beginning")
+        if settings.resume or launch == "finished":
+            return finished_run(folder, settings, dataset)
+        return None
+    if not (settings.resume or launch):
+        set_aside(path)
+        return None
+    checkpoint = read_checkpoint(path)
+    check_same_settings(checkpoint, settings, dataset, path)
+    precision = f" in {checkpoint['parts'][-1]['environment']['precision']}" if checkpoint["parts"] else ""
+    print(f"resuming at epoch {checkpoint['epoch']}, step {checkpoint['step']}{precision}")
+    return checkpoint
+
+
+def finished_run(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict | None:
+    """The record of the folder's finished run, or None if there is none; UserError if it is of other settings."""
+    path = folder / "loss.json"
+    if not all((folder / name).is_file() for name in ("best_model.pth", "model.pth", "loss.json")):
+        print(f"no checkpoint in {folder}: starting at the beginning")
         return None
     try:
-        checkpoint = read_checkpoint(path)
-    except UserError as error:
-        if resume:
-            raise
-        print(f"{error}. Starting afresh.", file=sys.stderr)
-        return None
-    if not resume:
-        print(f"{path} is a checkpoint of epoch {checkpoint['epoch']}: --resume continues it. Starting afresh.")
-        return None
-    check_same_settings(checkpoint, settings, dataset, path)
-    print(f"resuming at epoch {checkpoint['epoch']}, step {checkpoint['step']}")
-    return checkpoint
+        record = json.loads(path.read_text(encoding="utf-8"))
+        check_same_settings(record, settings, dataset, path)
+        print(f"this run has finished, {describe_result(record['result'])}: {folder}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is no result of these scripts: give another --output") from error
+    return record
+
+
+def set_aside(path: Path) -> None:
+    """Give an interrupted run's checkpoint another name, so that a new run doesn't overwrite it."""
+    kept = next(name for i in itertools.count(1) if not (name := path.with_name(f"checkpoint-{i}.pth")).exists())
+    try:
+        path.rename(kept)
+    except OSError as error:
+        raise UserError(f"{path} can't be renamed to {kept.name}: {error.strerror}") from error
+    print(f"{path} is of an interrupted run, which --resume would continue. Starting afresh; it is now {kept.name}.")
 
 
 def read_checkpoint(path: Path) -> dict:
     """A `checkpoint.pth`; UserError if it is damaged or another file."""
-    checkpoint, added_later = read_torch(path), {"total_seconds", "mirrored_test_accuracy"}
+    checkpoint, added_later = read_torch(path), {"total_seconds", "mirrored_test_accuracy", "parts"}
     needed = {"config", "dataset", "model", "optimizer", *vars(State())} - added_later
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
         raise UserError(f"{path} is no checkpoint of these scripts")
-    return {"total_seconds": sum(checkpoint["history"]["seconds"]), **checkpoint}
+    return {"total_seconds": sum(checkpoint["history"]["seconds"]), "parts": [], **checkpoint}
 
 
-def check_same_settings(checkpoint: dict, settings: Settings, dataset: dict[str, object], path: Path) -> None:
-    """UserError that lists what differs from the checkpoint's settings and data.
+def check_same_settings(saved: dict, settings: Settings, dataset: dict[str, object], path: Path) -> None:
+    """UserError that lists what differs from the settings and data of a checkpoint or a finished run.
 
-    A constant learning rate does not depend on the epochs to come, so that there may be more of them.
+    A constant learning rate does not depend on the epochs to come, so that a checkpoint may have more of them.
     """
-    was = EARLIER_VALUES | checkpoint["config"] | checkpoint["dataset"]
+    was = EARLIER_VALUES | saved["config"] | saved["dataset"]
     changed = differences(config_of(settings) | dataset, was)
-    if settings.schedule == "constant" and settings.epochs >= was["epochs"]:
+    if settings.schedule == "constant" and settings.epochs >= was["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
     if changed:
         listed = ", ".join(f"{name} {was.get(name)} -> {value}" for name, value in changed.items())
@@ -445,8 +508,10 @@ def continue_from(run: Run, checkpoint: dict) -> State:
     run.model.load_state_dict(checkpoint["model"])
     run.optimizer.load_state_dict(checkpoint["optimizer"])
     state = State(**{name: checkpoint[name] for name in vars(State()) if name in checkpoint})
+    same = state.parts and state.parts[-1]["environment"] == environment_in_use(run)
     # Losses so far are those of all processes: rank 0's share from here on.
-    return dataclasses.replace(state, losses=state.losses * (run.execution.rank == 0))
+    losses = state.losses * (run.execution.rank == 0)
+    return dataclasses.replace(state, losses=losses, parts=state.parts[:-1] if same else state.parts)
 
 
 # --- Results ----------------------------------------------------------------------------------
@@ -454,7 +519,7 @@ def continue_from(run: Run, checkpoint: dict) -> State:
 
 def run_record(run: Run, state: State) -> dict:
     """What `loss.json` holds of a finished run; the README documents it."""
-    history, seconds, mirrored = state.history, sum(state.history["seconds"]), state.mirrored_test_accuracy
+    history, mirrored, parts = state.history, state.mirrored_test_accuracy, run_parts(run, state)
     epoch, chosen_on = best_epoch(history)
     result = {
         "final_test_accuracy": history["test_accuracy"][-1],
@@ -463,13 +528,15 @@ def run_record(run: Run, state: State) -> dict:
         "best_epoch_chosen_on": chosen_on,
         **({} if mirrored is None else {"mirrored_test_accuracy": mirrored}),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "train_seconds": seconds,
+        "train_accuracy_images": len(run.data.train_labels[evaluated_part(run.data)]),
+        "train_seconds": sum(history["seconds"]),
         "total_seconds": state.total_seconds,
-        "images_per_second": len(run.data.train_labels) * len(history["epoch"]) / seconds,
+        "images_per_second": parts[-1]["images"] / parts[-1]["seconds"],
     }
     head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
-    parts = {"dataset": dataset_record(run.data), "environment": environment_record(run.execution)}
-    return {**head, **parts, "history": history, "steps": state.steps, "result": result}
+    where = {"dataset": dataset_record(run.data), "environment": parts[-1]["environment"]}
+    where |= {"parts": parts} if len(parts) > 1 else {}
+    return {**head, **where, "history": history, "steps": state.steps, "result": result}
 
 
 def write_results(run: Run, record: dict, best_model: dict[str, Tensor], changed: str) -> None:
@@ -477,12 +544,15 @@ def write_results(run: Run, record: dict, best_model: dict[str, Tensor], changed
 
     `changed` says in which settings it differs from the stated ones.
     """
-    folder, picture = run.folder, draw_losses(record, changed)
+    folder = run.folder
     write_torch(folder / "best_model.pth", best_model)
     write_torch(folder / "model.pth", weights_on_cpu(run.model))
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
-    write_file(folder / "loss.png", picture)
-    (folder / "checkpoint.pth").unlink()
+    write_picture(folder / "loss.png", draw_losses, record, changed)
+    try:
+        (folder / "checkpoint.pth").unlink()
+    except OSError as error:  # on Windows, another program may have it open
+        print(f"warning: the run has ended, but {error.filename} can't be removed: {error.strerror}", file=sys.stderr)
     print(f"{record['result']['train_seconds']:.1f} s of training; results in {folder}")
     print(f"{describe_result(record['result'])}{standing(record)}")
 
@@ -501,27 +571,40 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
     settings = validated(settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([]))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
         model = build_model(settings)
         interface = interface_of(model)
         execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
-        first = execution.rank == 0
+        first, precision = execution.rank == 0, from_rank_0(execution.precision)  # machines may differ
         data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
         data = hold_out(data, settings.validation_images)
         with torch.no_grad():
             interface.initialise(data.train_images)
+            check_smallest_share(tried(model), settings, len(data.train_labels), execution.world_size)
         folder = run_folder(settings, stated, data.name)
         changed = describe(differences(config_of(settings), config_of(stated)))
         if first:
             stack.enter_context(locked_run_folder(folder))
             sys.stderr.write(warning)
             introduce(settings, changed, execution, data)
-        checkpoint = from_rank_0(checkpoint_to_continue(folder, settings, dataset_record(data)) if first else None)
+        launch = launch_note(execution.store, folder)
+        earlier = from_rank_0(run_to_continue(folder, settings, dataset_record(data), launch) if first else None)
+        if earlier and "result" in earlier:
+            leave_processes()
+            return earlier
+        if earlier and earlier["parts"]:
+            precision = earlier["parts"][-1]["environment"]["precision"]
+        execution = dataclasses.replace(execution, precision=precision)
+        if first:
+            note_launch(execution.store, folder, "begun")
         this_run = prepare_run(settings, execution, data, model, folder)
         stack.enter_context(process_settings(execution.device, this_run.signals))
-        state = train(this_run, continue_from(this_run, checkpoint) if checkpoint else State())
+        state = train(this_run, continue_from(this_run, earlier) if earlier else State())
         record = run_record(this_run, state)
         if first:
             write_results(this_run, record, state.best_model, changed)
+            note_launch(execution.store, folder, "finished")
             sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
         leave_processes()
     return record

@@ -43,7 +43,7 @@ import resnet_model
 from devices.execution import Execution, choose_precision, processor_name
 from devices.processes import join_processes, leave_processes
 from files.pictures import default_style, png
-from files.writing import write_file
+from files.writing import expanded, write_file
 from models.interface import interface_of
 from terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from terminal.errors import UserError
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     bandwidth_help = f"GB/s, instead of the measured. With latency: {values}"
     add("--bandwidth", type=number_within(float, 1e-6, 1e9), help=bandwidth_help)
     add("--latency", type=number_within(float, 0, 1e9), help="microseconds per message, instead of the measured")
-    add("--output", type=Path, metavar="DIR", default=Path(__file__).parent, help="where the two files go")
+    add("--output", type=expanded, metavar="DIR", default=Path(__file__).parent, help="where the two files go")
     return parser.parse_args()
 
 

@@ -100,6 +100,8 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
             row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
             row |= {name: run["environment"][name] for name in MACHINE}
             row["machine"] = machine_text(run["environment"])
+        if len(run.get("parts", [])) > 1:  # trained on several machines
+            history["seconds"] = math.nan
         key = [row["experiment"], settings_in_use(config), data_key(dataset), row["unfinished"], row["reference"]]
         row |= {"key": json.dumps(key, sort_keys=True), **last_epoch(history, config)}
     except (OSError, ValueError, OverflowError, RecursionError) as error:
@@ -120,7 +122,7 @@ def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, fl
     best = history["test_accuracy"].max()
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     last = {name: history[name].iloc[-1] if len(history) else math.nan for name in names}
-    last |= {"gap": last["train_accuracy"] - last["test_accuracy"], "seconds": history["seconds"].sum()}
+    last |= {"gap": last["train_accuracy"] - last["test_accuracy"], "seconds": history["seconds"].sum(skipna=False)}
     best_epoch = history["epoch"][history["test_accuracy"] == best].min()
     return last | {"epochs_trained": len(history), "best_on_test": best, "best_epoch_on_test": best_epoch}
 

@@ -30,6 +30,7 @@ class Execution:
     parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
     rank: int = 0
     world_size: int = 1  # processes
+    store: dist.Store | None = None  # of torchrun, which outlives those that it starts again
 
 
 def device_name(text: str) -> str:
@@ -55,8 +56,8 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
     if not dist.is_torchelastic_launched():
         several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
-    name, rank, world_size = join_processes(name)
-    return Execution(torch.device(name), precision, "DistributedDataParallel", rank, world_size)
+    name, *others = join_processes(name)
+    return Execution(torch.device(name), precision, "DistributedDataParallel", *others)
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
@@ -124,7 +125,25 @@ def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
         usual = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum
         if usual:  # on the CPU, where nn.SyncBatchNorm doesn't work
             module.__class__ = BatchNorm2d
-    return nn.parallel.DistributedDataParallel(network)
+    buffers = {type(module) for module in network.modules() if next(module.buffers(recurse=False), None) is not None}
+    own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
+    if own and execution.rank == 0 and execution.world_size > 1:
+        print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
+    unused = has_unused_parameters(network, execution.device)
+    options = {"broadcast_buffers": bool(own), "find_unused_parameters": unused}
+    return nn.parallel.DistributedDataParallel(network, **options)
+
+
+def has_unused_parameters(network: nn.Module, device: torch.device) -> bool:
+    """Whether a parameter has no part in the logits, so that it gets no gradient; leaves the network as it was."""
+    training, trained = network.training, [p for p in network.parameters() if p.requires_grad]
+    network.eval()  # running statistics stay as they are
+    network(torch.zeros(2, 3, 32, 32, device=device)).sum().backward()
+    network.train(training)
+    unused = any(parameter.grad is None for parameter in trained)
+    for parameter in trained:
+        parameter.grad = None
+    return unused
 
 
 @contextlib.contextmanager

@@ -10,16 +10,17 @@ import os
 import time
 import uuid
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from terminal.errors import UserError
 
 
-def join_processes(device: str) -> tuple[str, int, int]:
-    """Meet the other processes; this one's device, its rank, and their number.
+def join_processes(device: str) -> tuple[str, int, int, dist.Store]:
+    """Meet the other processes; this one's device, its rank, their number, and torchrun's store.
 
     `device` is "cpu" or "cuda", or something else for a UserError, as is having fewer GPUs than processes.
     """
@@ -31,9 +32,9 @@ def join_processes(device: str) -> tuple[str, int, int]:
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise UserError(f"there is no {device}: start at most {torch.cuda.device_count()} processes per machine")
         torch.cuda.set_device(device)
-    store, rank, world_size = next(dist.rendezvous("env://"))
+    lasting, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
-    store = unused_store(store, rank, world_size)
+    store = unused_store(lasting, rank, world_size)
     if hasattr(os, "SCHED_BATCH"):  # Linux
         # Gloo's network thread polls while another of its threads holds the connection's lock. If it interrupts
         # that one on their common core, both lose up to a scheduler's tick: 1.6 ms instead of 0.16 for a sum of
@@ -41,7 +42,22 @@ def join_processes(device: str) -> tuple[str, int, int]:
         with contextlib.suppress(OSError):  # a container may forbid it, which costs that time only
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
-    return device, rank, world_size
+    return device, rank, world_size, getattr(lasting, "underlying_store", lasting)  # some versions count restarts in it
+
+
+def launch_note(store: dist.Store | None, folder: Path) -> str:
+    """What processes of this launch of torchrun have noted of a run's folder: "" if none has begun there.
+
+    Its store outlives those that it starts again, whatever their reason; nothing in it is of an earlier launch.
+    """
+    key = f"run {folder}"
+    return store.get(key).decode() if store and store.check([key]) else ""
+
+
+def note_launch(store: dist.Store | None, folder: Path, note: str) -> None:
+    """Note that a run has "begun" or "finished" for `launch_note`."""
+    if store:
+        store.set(f"run {folder}", note)
 
 
 def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
@@ -77,6 +93,14 @@ def from_rank_0(value: object) -> object:
     if dist.is_initialized():
         dist.broadcast_object_list(box)
     return box[0]
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank's model rank 0's buffers, such as running statistics that each has of its own shares."""
+    if dist.is_initialized():
+        for buffer, value in zip(model.buffers(), from_rank_0([b.cpu() for b in model.buffers()]), strict=True):
+            buffer.copy_(value)
 
 
 def all_reduce(values: Tensor) -> Tensor:

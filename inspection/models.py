@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from files.writing import read_torch
 from inspection.weights import read_weights, refuse_unknown_pooling, without_prefix
-from models.interface import interface_of, model_input, to_device
+from models.interface import interface_of, model_input, plain_name, to_device, tried
 from models.lenet import LeNet
 from models.resnet import ResNet18
 from settings.experiment import options_of, stated_settings
@@ -74,10 +75,12 @@ def known_model(weights: dict[str, Tensor], path: Path) -> nn.Module:
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     others = {}
     for model in candidates(weights, path):
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        own = {plain_name(name): name for name in model.state_dict()}
+        expected = {name: tuple(model.state_dict()[own[name]].shape) for name in own}
         if expected == found:
             types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-            model.load_state_dict({name: tensor.to(types[name]) for name, tensor in weights.items()}, assign=True)
+            typed = {own[name]: tensor.to(types[own[name]]) for name, tensor in weights.items()}
+            model.load_state_dict(typed, assign=True)
             return to_device(model, torch.device("cpu")).eval()
         differing = (name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         others[type(model).__name__] = {name: expected.get(name, "none") for name in differing}
@@ -114,5 +117,6 @@ def stated_model(path: Path) -> nn.Module | None:
         stated = stated_settings(run["experiment"])
         if stated and stated.model.__name__ == run["config"]["model"]:
             options = options_of(stated)
-            return stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
+            model = stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
+            return tried(model) if any(map(is_lazy, model.parameters())) else model
     return None

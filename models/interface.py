@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from terminal.errors import UserError
+
 
 @dataclass(frozen=True)
 class Interface:
@@ -37,6 +39,21 @@ def interface_of(model: nn.Module) -> Interface:
     """What that instance says of itself, in its class or in its constructor."""
     names = [field.name for field in dataclasses.fields(Interface)]
     return Interface(**{name: getattr(model, name) for name in names if hasattr(model, name)})
+
+
+def tried(model: nn.Module) -> nn.Module:
+    """`model` in train mode, its lazy layers made; UserError if it doesn't make (2, 10) logits of two images."""
+    with torch.no_grad():
+        logits = model.eval()(model_input(torch.zeros(2, 3, 32, 32), interface_of(model)))
+    if not isinstance(logits, Tensor) or logits.shape != (2, 10):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"{type(model).__name__} makes {given} of two images, not logits (2, 10)")
+    return model.train()
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in a state dict, as it is without `torch.compile`."""
+    return name.replace("_orig_mod.", "")
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

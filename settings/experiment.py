@@ -174,4 +174,5 @@ def stated_settings(experiment: str) -> Settings | None:
         settings = getattr(importlib.import_module(experiment), "SETTINGS", None)
     except (Exception, SystemExit) as error:  # whatever somebody's script does
         raise UserError(f"{experiment}.py can't be imported: {type(error).__name__}: {error}") from error
-    return settings if isinstance(settings, Settings) else None
+    # By its name: what a notebook has reloaded is another class.
+    return settings if type(settings).__name__ == Settings.__name__ else None
