@@ -3,7 +3,7 @@
 one run's parts -> training and evaluation -> its state and checkpoint -> results -> a run
 
 An experiment script states its `Settings` and calls `main`; a notebook calls `run`, and `load` for a trained model.
-Nothing runs on import.
+Nothing runs on import, except that torch is asked, before it is loaded, not to keep a core busy while it waits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+# OpenMP's threads spin while they wait for one that the system has put aside: with a busy neighbour an epoch takes
+# twice as long. OpenMP reads this once, when torch loads it; whoever has asked for anything or has torch keeps it.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # GNU's library, and LLVM's and Intel's
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -93,14 +99,24 @@ class Run:
 
 
 def build_model(settings: Settings) -> nn.Module:
-    """The settings' model, with weights drawn from their seed; WrongOption for values that it can't take."""
+    """The settings' model, with weights drawn from their seed.
+
+    WrongOption for options that it can't take, and for resolutions.
+    """
     torch.manual_seed(settings.seed)
-    options = options_of(settings)
+    options, name = options_of(settings), settings.model.__name__
     try:
-        return settings.model(**options)
+        model = settings.model(**options)
     except ValueError as error:
         given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
-        raise WrongOption(f"{settings.model.__name__} with {given}: {error}") from error
+        raise WrongOption(f"{name} with {given}: {error}") from error
+    for size in sorted(set(sizes_of(settings)) - {32}):
+        try:
+            with torch.inference_mode():
+                copy.deepcopy(model).eval()(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:  # what PyTorch raises for shapes that don't fit
+            raise WrongOption(f"{name} can't take images of {size}x{size} pixels: leave out --resolutions") from error
+    return model
 
 
 def check_smallest_share(model: nn.Module, settings: Settings, images: int, processes: int) -> None:
@@ -242,7 +258,7 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[T
         images, labels = data.train_images[order[positions]], data.train_labels[order[positions]]
         if settings.augment:
             images = augment(pad(images, settings), shifts[:, positions], flips[positions])
-        images = model_input(images, run.interface)
+        images = scaled(model_input(images, run.interface), resolution(settings, epoch))
         batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
         yield batches, [len(positions) for positions in chunk], rates
@@ -272,10 +288,27 @@ def mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
-    """The rate at that part, 0 to 1, of `epoch`, 1 to `epochs`; only "one-cycle" changes within an epoch.
+def scaled(images: Tensor, size: int) -> Tensor:
+    """float32 (N, 3, 32, 32) -> float32 (N, 3, size, size), bilinearly, without smoothing before it."""
+    return images if size == 32 else F.interpolate(images, size=(size, size), mode="bilinear")
 
-    "cosine" falls to 0 over the run's epochs (Loshchilov & Hutter, https://arxiv.org/abs/1608.03983); "one-cycle" rises
+
+def sizes_of(settings: Settings) -> list[int]:
+    """The training images' sizes in pixels, in the order of the run."""
+    return [int(size) for size in (settings.resolutions or "32").split(",")]
+
+
+def resolution(settings: Settings, epoch: int) -> int:
+    """The size in pixels of the training images in `epoch`, 1 to `epochs`."""
+    sizes = sizes_of(settings)
+    return sizes[(epoch - 1) * len(sizes) // settings.epochs]
+
+
+def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
+    """The rate at that part, 0 to 1, of `epoch`, 1 to `epochs`.
+
+    "cosine" falls to 0 over the run's epochs, from epoch to epoch (Loshchilov & Hutter,
+    https://arxiv.org/abs/1608.03983). The others change at every step: "linear" falls from `lr` to 0; "one-cycle" rises
     linearly from a fifth of `lr` to `lr` and falls linearly to 0 (after Smith & Topin, https://arxiv.org/abs/1708.07120).
     """
     if settings.schedule == "constant":
@@ -283,6 +316,8 @@ def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
     if settings.schedule == "cosine":
         return settings.lr * ((1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2)
     done = (epoch - 1 + part) / settings.epochs
+    if settings.schedule == "linear":
+        return settings.lr * (1 - done)
     return settings.lr * min(0.2 + 0.8 * done / ONE_CYCLE_PEAK, (1 - done) / (1 - ONE_CYCLE_PEAK))
 
 
@@ -492,11 +527,13 @@ def read_checkpoint(path: Path) -> dict:
 def check_same_settings(saved: dict, settings: Settings, dataset: dict[str, object], path: Path) -> None:
     """UserError that lists what differs from the settings and data of a checkpoint or a finished run.
 
-    A constant learning rate does not depend on the epochs to come, so that a checkpoint may have more of them.
+    A constant learning rate does not depend on the epochs to come, so that a checkpoint may have more of them, if all
+    images have one size.
     """
     was = EARLIER_VALUES | saved["config"] | saved["dataset"]
     changed = differences(config_of(settings) | dataset, was)
-    if settings.schedule == "constant" and settings.epochs >= was["epochs"] and "result" not in saved:
+    independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1
+    if independent and settings.epochs >= was["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
     if changed:
         listed = ", ".join(f"{name} {was.get(name)} -> {value}" for name, value in changed.items())

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common import ONE_CYCLE_PEAK, Settings, main, sgd
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ONE_CYCLE_PEAK, Settings, main, sgd
 from models.interface import interface_of, model_input
 
 
@@ -86,7 +87,7 @@ class FastNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.groups(F.gelu(self.whiten(images)))
-        return self.linear(F.max_pool2d(x, 3).flatten(1)) / 9
+        return self.linear(F.adaptive_max_pool2d(x, 1).flatten(1)) / 9
 
 
 @torch.no_grad()

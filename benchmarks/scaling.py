@@ -10,7 +10,9 @@ without any exchange, while all devices do the same; exchanging is the rest of t
 
 From one device's steps and the time that exchanges take, it predicts other numbers n of devices: a step takes the
 share's computing + e * 2(n - 1) * latency + 2(n - 1) / n * gradient bytes / bandwidth, where e is 1 for the gradient's
-ring all-reduce, and 2 more for each BatchNorm. Writes scaling.json and scaling.png. Measure while nothing else runs.
+ring all-reduce, and 2 more for each BatchNorm. Measure while nothing else runs.
+
+--save writes scaling.json and scaling.png.
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import common
+
+# isort: split
 import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import common
 import original_version_model_multigpu
 import resnet_model
 from devices.execution import Execution, choose_precision, processor_name
@@ -78,7 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     bandwidth_help = f"GB/s, instead of the measured. With latency: {values}"
     add("--bandwidth", type=number_within(float, 1e-6, 1e9), help=bandwidth_help)
     add("--latency", type=number_within(float, 0, 1e9), help="microseconds per message, instead of the measured")
-    add("--output", type=expanded, metavar="DIR", default=Path(__file__).parent, help="where the two files go")
+    save_help = "write scaling.json and scaling.png, here or into that folder"
+    add("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
     return parser.parse_args()
 
 
@@ -464,9 +469,10 @@ def main() -> None:
     try:
         record = scaling_record(arguments, measure(arguments.width))
         print_record(record)
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        write_file(arguments.output / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())
-        write_file(arguments.output / "scaling.png", draw(record))
+        if arguments.save:
+            arguments.save.mkdir(parents=True, exist_ok=True)
+            write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())
+            write_file(arguments.save / "scaling.png", draw(record))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -2,16 +2,18 @@
 
     python benchmarks/throughput.py
 
-Takes a few minutes, on the synthetic data, on the CPU and on a GPU if there is one. The conventional loop:
+Takes about ten minutes, on the synthetic data, on the CPU and on a GPU if there is one. The conventional loop:
 a dataset of PIL images, transforms image by image, a DataLoader with 2 workers, float32, `.item()`
 after every step. Both are measured in turns, a part of an epoch each time; numbers are medians.
-Measure while nothing else runs, and trust the ratios more than the images/s.
+A second table says what whole runs take, by these numbers: their arithmetic and time beside ResNet-18's.
+Measure while nothing else runs, and trust the ratios more than the images/s. --save writes throughput.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import platform
 import statistics
@@ -20,6 +22,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import common
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -29,24 +36,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import common
 import fast_model
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
 from cifar10.synthetic import synthetic_images
+from devices.execution import environment_record
+from files.writing import expanded, write_file
 from models.interface import interface_of
 from terminal.arguments import ArgumentParser, HelpFormatter
 
 ROUNDS = 5
-CASES = {  # the settings, and about how many seconds each measurement lasts
-    "LeNet, batch size 4": (original_version_model.SETTINGS, 1.5),
-    "LeNet, batch size 128": (original_version_model_multigpu.SETTINGS, 1.5),
-    "ResNet-18, batch size 128": (resnet_model.SETTINGS, 4.0),
-    "fast model, batch size 512": (fast_model.SETTINGS, 8.0),
-    "fast model, width 96, batch size 512": (dataclasses.replace(fast_model.SETTINGS, options={"width": 96}), 8.0),
+FAST = fast_model.SETTINGS
+EXPERIMENTS = {  # the settings, and about how many seconds each measurement lasts
+    "LeNet baseline": (original_version_model.SETTINGS, 1.5),
+    "LeNet": (original_version_model_multigpu.SETTINGS, 1.5),
+    "ResNet-18": (resnet_model.SETTINGS, 4.0),
+    "fast model": (FAST, 6.0),
+    "fast model, width 96": (dataclasses.replace(FAST, options={"width": 96}), 6.0),
 }
 
 
@@ -71,6 +78,7 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
     interface = interface_of(model)
     crop = transforms.RandomCrop(32, padding=settings.crop_padding)
     extra = [crop, transforms.RandomHorizontalFlip()] if settings.augment else []
+    extra += [transforms.Resize(size) for size in common.sizes_of(settings) if size != 32]
     transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(interface.mean, interface.std)])
     loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
     options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
@@ -138,7 +146,8 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
 
 def step_flops(run: common.Run) -> float:
     """Floating-point operations per image of forward and backward, as PyTorch counts them."""
-    images = torch.randn(4, 3, 32, 32, device=run.execution.device)
+    size = common.sizes_of(run.settings)[0]
+    images = torch.randn(4, 3, size, size, device=run.execution.device)
     with FlopCounterMode(display=False) as counter:
         run.model(images).sum().backward()
     return counter.get_total_flops() / 4
@@ -157,10 +166,8 @@ def matrix_product_flops(execution: common.Execution) -> float:
     return 2 * size**3 / min(times)
 
 
-def measure_case(name: str, device_name: str, progress: tqdm) -> list[str]:
-    """A row of the table."""
-    stated, seconds = CASES[name]
-    settings = dataclasses.replace(stated, device=device_name, data_parallel=False)
+def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]:
+    """How fast the settings, with one resolution, are trained: an entry of throughput.json's cases."""
     bf16 = interface_of(common.build_model(settings)).bf16
     execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
     data = common.Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py")
@@ -174,30 +181,66 @@ def measure_case(name: str, device_name: str, progress: tqdm) -> list[str]:
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     preparing, products = [], []
     for round_ in range(ROUNDS + 1):  # the first one warms up
-        progress.set_description(f"{device_name}: {name}")
         for kind, (steps, batch_size) in kinds.items():
             prepared.clear()
+            started = time.perf_counter()
             with common.tiny_steps(batch_size):
                 rates[kind].append(measure(steps, seconds if round_ else seconds / 4, execution.device))
             if kind == "pipeline":
-                preparing.append(100 * sum(prepared) / seconds)
+                preparing.append(100 * sum(prepared) / (time.perf_counter() - started))
         products += [matrix_product_flops(execution)] if execution.precision == "bf16" else []
-        progress.update(round_ > 0)
-    flops = ""
-    if products:
-        achieved, product = step_flops(ours) * statistics.median(rates["pipeline"][1:]), statistics.median(products[1:])
-        flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
-    return [device_name, name, execution.precision, *describe_rates(rates, preparing), flops]
+    record = {f"{kind}_images_per_second": values[1:] for kind, values in rates.items()}
+    record |= {"preparing_percent": preparing[1:], "matrix_product_flops": products[1:]}
+    size, batch_size = common.sizes_of(settings)[0], settings.batch_size
+    record |= {"batch_size": batch_size, "resolution": size, "flops_per_image": step_flops(ours)}
+    return {"device": settings.device, "environment": environment_record(execution)} | record
 
 
-def describe_rates(rates: dict[str, list[float]], preparing: list[float]) -> list[str]:
-    """The columns from images/s to "% preparing": medians over the rounds, without the first."""
-    conventional, pipeline, bare = (rates[kind][1:] for kind in ("conventional", "pipeline", "bare"))
+def describe_case(case: dict) -> list[str]:
+    """A row of the first table: medians over the rounds."""
+    kinds = ("conventional", "pipeline", "bare")
+    conventional, pipeline, bare = (case[f"{kind}_images_per_second"] for kind in kinds)
     ratios = [ours / theirs for ours, theirs in zip(pipeline, conventional, strict=True)]
     shares = [100 * (1 - ours / alone) for ours, alone in zip(pipeline, bare, strict=True)]
     ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    images = [f"{statistics.median(kind):.0f}" for kind in (conventional, pipeline)]
-    return [*images, ratio, f"{statistics.median(shares):.1f}", f"{statistics.median(preparing[1:]):.1f}"]
+    rates = [f"{statistics.median(kind):.0f}" for kind in (conventional, pipeline)]
+    flops = ""
+    if case["matrix_product_flops"]:
+        achieved = case["flops_per_image"] * statistics.median(pipeline)
+        product = statistics.median(case["matrix_product_flops"])
+        flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
+    name = f"{case['experiment']}, batch size {case['batch_size']}, {case['resolution']}x{case['resolution']}"
+    parts = [f"{statistics.median(values):.1f}" for values in (shares, case["preparing_percent"])]
+    return [case["device"], name, case["environment"]["precision"], *rates, ratio, *parts, flops]
+
+
+def whole_run(name: str, settings: common.Settings, cases: list[dict]) -> dict[str, float]:
+    """What the epochs of a run take by its cases: epochs' worth of its arithmetic at 32x32, FLOPs, and seconds."""
+    own = {case["resolution"]: case for case in cases if case["experiment"] == name}
+    epochs = [own[common.resolution(settings, epoch)] for epoch in range(1, settings.epochs + 1)]
+    flops = sum(case["flops_per_image"] for case in epochs)
+    seconds = sum(50000 / statistics.median(case["pipeline_images_per_second"]) for case in epochs)
+    return {"epochs": settings.epochs, "full": flops / own[32]["flops_per_image"], "flops": flops, "seconds": seconds}
+
+
+def describe_runs(cases: list[dict]) -> list[list[str]]:
+    """The second table's rows, of one device's cases: whole runs beside ResNet-18's."""
+    names = [name for name, (settings, _) in EXPERIMENTS.items() if not issubclass(settings.model, common.LeNet)]
+    runs = {name: whole_run(name, EXPERIMENTS[name][0], cases) for name in names}
+    whole, rows = runs["ResNet-18"], []
+    for name, run in runs.items():
+        ratios = [whole[what] / run[what] for what in ("flops", "seconds")]
+        beside = [f"{100 / ratio:.1f} % = 1/{ratio:.1f}" for ratio in ratios]
+        row = [str(run["epochs"]), f"{run['full']:.2f}", *beside, f"{run['seconds']:.0f}"]
+        rows.append([cases[0]["device"], name, *row])
+    return rows
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    """A Markdown table."""
+    for line in [head, ["---"] * len(head), *rows]:
+        print("| " + " | ".join(line) + " |")
+    print()
 
 
 def peak_memory() -> str:
@@ -211,17 +254,29 @@ def peak_memory() -> str:
 
 
 def main() -> None:
-    ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    save_help = "write throughput.json, here or into that folder"
+    parser.add_argument("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
+    arguments = parser.parse_args()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads")
-    progress = tqdm(total=len(devices) * len(CASES) * ROUNDS, disable=None, leave=False, unit=" rounds")
-    lines = [measure_case(name, device, progress) for device in devices for name in CASES]
-    progress.close()
+    print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads\n")
+    kinds = [(name, size) for name, (settings, _) in EXPERIMENTS.items() for size in common.sizes_of(settings)]
+    cases = []
+    for device, (name, size) in tqdm([*itertools.product(devices, kinds)], disable=None, leave=False, unit=" cases"):
+        stated, seconds = EXPERIMENTS[name]
+        settings = dataclasses.replace(stated, device=device, data_parallel=False, resolutions=str(size))
+        cases.append({"experiment": name, **measure_case(settings, seconds)})
     head = ["device", "case", "precision", "conventional images/s", "pipeline images/s", "ratio"]
     head += ["% outside the step", "% preparing", "of a matrix product"]
-    for line in [head, ["---"] * len(head), *lines]:
-        print("| " + " | ".join(line) + " |")
+    print_table(head, [describe_case(case) for case in cases])
+    rows = [row for device in devices for row in describe_runs([case for case in cases if case["device"] == device])]
+    head = ["device", "run", "epochs", "epochs' worth at 32x32"]
+    head += ["arithmetic, of ResNet-18's", "time, of ResNet-18's", "seconds"]
+    print_table(head, rows)
     print(f"peak memory of this process: {peak_memory()}")
+    if arguments.save:
+        arguments.save.mkdir(parents=True, exist_ok=True)
+        write_file(arguments.save / "throughput.json", json.dumps(cases, indent=1, allow_nan=False).encode())
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import HISTORY
+
 import numpy as np
 import pandas as pd
 
-from common import HISTORY
 from files.writing import read_torch
 from results.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_use
 from settings.experiment import Settings, config_of, stated_settings

@@ -25,12 +25,18 @@ from terminal.errors import UserError, WrongOption
 
 HERE = Path(__file__).resolve().parent.parent  # where the scripts are
 
-SCHEDULES = ("constant", "cosine", "one-cycle")  # as common.py computes them in `learning_rate`
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as common.py computes them in `learning_rate`
 PADDINGS = ("constant", "reflect")  # black, or the image mirrored
 FLIPS = ("random", "alternating")
 PRECISIONS = ("auto", "fp32", "bf16")
 DATASETS = ("auto", "cifar10", "synthetic")
+RESOLUTIONS_HELP = "training images' sizes, as 24,28,32, each for an equal part of the epochs; tested at 32"
 VALIDATION_HELP = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
+
+
+def image_sizes(text: str) -> str:
+    """An argparse type: image sizes from 1 to 32 pixels, as "24,28,32"; "" for none."""
+    return ",".join(str(number_within(int, 1, 33)(word)) for word in text.split(",")) if text else ""
 
 
 def flag(help_text: str, default: object = dataclasses.MISSING, **limits: object) -> dataclasses.Field:
@@ -56,6 +62,7 @@ class Settings:
     nesterov: bool = flag("Nesterov's momentum", False)
     weight_decay: float = flag("L2 regularisation", 0.0, at_least=0)  # as torch.optim.SGD defines it
     schedule: str = flag("of the learning rate, over the run's epochs", "constant", choices=SCHEDULES)
+    resolutions: str = flag(RESOLUTIONS_HELP, "", parse=image_sizes, metavar="PIXELS")
     # As torch.nn.CrossEntropyLoss defines it.
     label_smoothing: float = flag("part of each label that is shared by all classes", 0.0, at_least=0, below=1)
     augment: bool = flag("random crop and horizontal flip", False)
@@ -77,7 +84,7 @@ FIELDS = dataclasses.fields(Settings)
 KINDS = typing.get_type_hints(Settings)
 # Settings that older files say nothing of: they were made with what is now the default.
 ADDED_LATER = ("nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images")
-EARLIER_VALUES = {name: getattr(Settings, name) for name in ADDED_LATER}
+EARLIER_VALUES = {name: getattr(Settings, name) for name in (*ADDED_LATER, "resolutions")}
 
 
 def options_of(settings: Settings) -> dict[str, object]:

@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from common import LeNet
+
 import matplotlib.image
 import pytest
 import torch
@@ -12,7 +14,6 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 import inspect_weights
-from common import LeNet
 from files.pictures import default_style, png, write_picture
 from results.loss_plot import draw_losses
 

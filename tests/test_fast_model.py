@@ -5,14 +5,15 @@ import os
 import signal
 from pathlib import Path
 
+import common
+from common import Execution
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_image_folder, read_run, same_losses, same_weights, small_data, wait_for, weights_of
 
-import common
-from common import Execution
 from fast_model import SETTINGS, FastNet
 
 ALONE = Execution(torch.device("cpu"), "fp32", "none")

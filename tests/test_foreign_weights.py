@@ -7,6 +7,9 @@ import shutil
 import struct
 from pathlib import Path
 
+import common
+from common import LeNet
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +17,8 @@ from conftest import make_image_folder, wait_for
 from PIL import Image
 from torch import nn
 
-import common
 import inspect_weights
 from cifar10.loading import CLASSES
-from common import LeNet
 from fast_model import FastNet
 from inspection.weights import read_weights
 from original_version_model_multigpu import SETTINGS

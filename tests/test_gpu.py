@@ -4,12 +4,13 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+import common
+from common import Execution
+
 import pytest
 import torch
 from conftest import ROOT, read_run, run_command, small_data
 
-import common
-from common import Execution
 from fast_model import SETTINGS as FAST
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET

@@ -5,6 +5,8 @@ import pickle
 import shutil
 from pathlib import Path
 
+from common import LeNet, ResNet18
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ import torch
 from conftest import ROOT, Command, run_command
 
 import inspect_weights
-from common import LeNet, ResNet18
 from fast_model import FastNet
 from terminal.errors import UserError
 

@@ -3,11 +3,12 @@
 import copy
 from pathlib import Path
 
+import common
+
 import pytest
 import torch
 from conftest import read_run
 
-import common
 from cifar10.loading import load_cifar10
 
 

@@ -1,7 +1,7 @@
+import common
+
 import pytest
 import torch
-
-import common
 
 
 def names(model: torch.nn.Module) -> list[str]:

@@ -12,6 +12,8 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
+from common import LeNet, ResNet18
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,6 @@ from torch.optim.swa_utils import AveragedModel
 
 import inspect_weights
 from cifar10.loading import load_cifar10
-from common import LeNet, ResNet18
 from inspection.weights import read_weights
 from terminal.errors import UserError
 

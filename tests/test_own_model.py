@@ -5,6 +5,8 @@ import signal
 import threading
 from pathlib import Path
 
+import common
+
 import nbclient
 import nbformat
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 from conftest import ROOT, at, read_run, same_losses, same_weights, without_times
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import common
 from original_version_model import SETTINGS as LENET
 
 
@@ -172,7 +173,10 @@ def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
         ({"lr": -1.0}, "lr -1.0"),
         ({"lr": float("inf")}, "finite numbers"),
         ({"momentum": 2}, "momentum 2"),
-        ({"schedule": "linear"}, "schedule 'linear'"),
+        ({"schedule": "stepwise"}, "schedule 'stepwise'"),
+        ({"resolutions": "24,33"}, "resolutions '24,33'"),
+        ({"resolutions": (24, 28)}, "resolutions (24, 28)"),
+        ({"resolutions": "28,32"}, "LeNet can't take images of 28x28 pixels"),
         ({"precision": "fp16"}, "precision 'fp16'"),
         ({"dataset": "mnist"}, "dataset 'mnist'"),
         ({"validation_images": -10}, "validation_images -10"),

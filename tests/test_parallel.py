@@ -10,6 +10,8 @@ import subprocess
 import threading
 from pathlib import Path
 
+import common
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,6 @@ from conftest import (
 )
 from torch import nn
 
-import common
 from devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
 from devices.execution import Execution, tiny_steps
 from devices.processes import all_reduce, leave_processes

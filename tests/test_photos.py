@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from common import LeNet
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw
 
 import inspect_weights
-from common import LeNet
 from inspection.photos import read_photo
 from inspection.weights import read_weights
 from terminal.errors import UserError

@@ -4,13 +4,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import common
+
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, read_run
 from PIL import Image
 
-import common
 import inspect_weights
 from cifar10.loading import CLASSES, load_cifar10
 from original_version_model import SETTINGS

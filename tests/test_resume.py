@@ -184,9 +184,10 @@ def test_a_constant_rate_run_may_be_resumed_for_more_epochs(run, reference, unfi
     assert same_run(unfinished, reference(*longer))
 
 
-def test_an_annealed_run_may_not(run, tmp_path: Path) -> None:
-    run(*RESNET, "--output", tmp_path / "out", moment=at("written", 1, signal.SIGKILL))
-    done = run(*RESNET[:2], 9, *RESNET[3:], "--output", tmp_path / "out", "--resume")
+@pytest.mark.parametrize("settings", [(), ("--schedule", "constant", "--resolutions", "16,32")], ids=" ".join)
+def test_an_annealed_run_may_not_nor_one_of_several_sizes(run, tmp_path: Path, settings: tuple) -> None:
+    run(*RESNET, *settings, "--output", tmp_path / "out", moment=at("written", 1, signal.SIGKILL))
+    done = run(*RESNET[:2], 9, *RESNET[3:], *settings, "--output", tmp_path / "out", "--resume")
     assert done.code == 1 and "epochs 3 -> 9" in done.err
 
 

@@ -7,11 +7,12 @@ import graphlib
 import re
 from pathlib import Path
 
+import common
+
 import pytest
 import torch
 from conftest import ROOMS, ROOT
 
-import common
 from devices.execution import choose_precision
 from original_version_model import SETTINGS as LENET
 from settings.experiment import FIELDS, KINDS, how_to_parse

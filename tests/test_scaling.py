@@ -125,7 +125,7 @@ def still_running(pids: list[int]) -> list[int]:
 @linux
 @pytest.mark.parametrize(("kill", "code"), [("itself", 130), ("a worker", 1)])
 def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
-    command = [sys.executable, ROOT / "benchmarks" / "scaling.py", "--width", "4", "--output", tmp_path]
+    command = [sys.executable, ROOT / "benchmarks" / "scaling.py", "--width", "4", "--save", tmp_path]
     running = subprocess.Popen(command, env=environment(None), stderr=subprocess.PIPE, text=True)
     while not (workers := list(filter(is_worker, started := descendants(running.pid)))):
         assert running.poll() is None

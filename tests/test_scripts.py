@@ -5,12 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+from common import options_of
+
 import matplotlib.image
 import pytest
 import torch
 from conftest import EXPERIMENTS, linux, read_run, same_losses, same_weights
-
-from common import options_of
 
 QUICK = {
     "original_version_model": ("--epochs", 3, "--lr", 0.005),
@@ -68,7 +68,7 @@ def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
     assert done.code == 0
     settings = __import__(script).SETTINGS
     flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
-    flags += ["schedule", "label-smoothing", "crop-padding", "padding-mode", "flips"]
+    flags += ["schedule", "resolutions", "label-smoothing", "crop-padding", "padding-mode", "flips"]
     own = {"resnet_model": ["width"], "fast_model": ["width"]}.get(script, ["dropout"])
     for flag in [*flags, *own]:
         assert f"--{flag}" in done.out
@@ -128,7 +128,10 @@ WRONG_ARGUMENTS = [
     ("--device", "tpu"),
     ("--precision", "fp8"),
     ("--dataset", "mnist"),
-    ("--schedule", "linear"),
+    ("--schedule", "stepwise"),
+    ("--resolutions", "24,33"),
+    ("--resolutions", "24;28"),
+    ("--resolutions", "24,32"),
     ("--label-smoothing", "1"),
     ("--crop-padding", "32"),
     ("--padding-mode", "white"),
@@ -143,6 +146,19 @@ def test_wrong_arguments_end_with_one_line_and_code_2(run, tmp_path: Path, flag:
     assert done.code == 2
     assert len(done.err.splitlines()) == 1 and flag in done.err, done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["resnet_model", "fast_model"])
+def test_openmp_waits_passively_unless_asked_for_anything(module: str) -> None:
+    """It is asked only before torch is loaded: so `common` comes before torch."""
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
+    code = f"import {module}, os; print([os.environ.get(name) for name in {names}])"
+    unset = ("env", *(f"--unset={name}" for name in names))
+    assert run_command(*unset, "python", "-c", code, cwd=ROOT).out.strip() == "['PASSIVE', None, '0']"
+    asked = run_command(*unset, "GOMP_SPINCOUNT=7", "python", "-c", code, cwd=ROOT)
+    assert asked.out.strip() == "[None, '7', None]", asked.err
+    loaded = run_command(*unset, "python", "-c", f"import torch, {code[7:]}", cwd=ROOT)
+    assert loaded.out.strip() == "[None, None, None]", loaded.err
 
 
 def test_nesterov_without_momentum_ends_with_one_line_and_code_2(run, tmp_path: Path) -> None:

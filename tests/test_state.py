@@ -3,11 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import common
+
 import torch
 from test_parallel import in_processes
 from test_training import ALONE, small_data
 
-import common
 from devices.processes import all_reduce
 from original_version_model import SETTINGS as LENET
 

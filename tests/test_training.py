@@ -3,13 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+import common
+from common import Execution
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import small_data
 
-import common
-from common import Execution
 from original_version_model import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
@@ -149,6 +151,57 @@ def test_cosine_schedule_falls_from_lr_towards_zero_over_the_runs_own_epochs() -
     rates = [common.learning_rate(RESNET, epoch) for epoch in range(1, 26)]
     assert rates[0] == 0.005 and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.005 / 100
     assert {common.learning_rate(LENET, epoch) for epoch in range(1, 6)} == {0.001}
+
+
+def test_linear_schedule_falls_to_zero_step_by_step(prepare) -> None:
+    run = prepare(dataclasses.replace(LENET, schedule="linear", lr=0.5, epochs=3, batch_size=4), small_data(40))
+    rates = [rate for epoch in (1, 2, 3) for *_, rates in common.epoch_chunks(run, epoch, 0) for rate in rates]
+    assert rates == pytest.approx([0.5 * (1 - (step + 0.5) / 30) for step in range(30)])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "resolutions", "expected"),
+    [
+        (9, "24,28,32", [24] * 3 + [28] * 3 + [32] * 3),
+        (8, "24,28,32", [24] * 3 + [28] * 3 + [32] * 2),
+        (2, "", [32] * 2),
+        (3, "28,24", [28] * 2 + [24]),
+    ],
+)
+def test_each_resolution_has_an_equal_part_of_the_epochs(epochs: int, resolutions: str, expected: list) -> None:
+    settings = dataclasses.replace(RESNET, epochs=epochs, resolutions=resolutions)
+    assert [common.resolution(settings, epoch) for epoch in range(1, epochs + 1)] == expected
+
+
+def test_images_are_scaled_after_augmentation_and_tested_at_full_size(prepare) -> None:
+    """A model that only notes the sizes that it sees, beside what each epoch's images are at full size."""
+    settings = dataclasses.replace(RESNET, epochs=2, batch_size=20, options={"width": 4})
+    small, full = (
+        prepare(dataclasses.replace(settings, resolutions=sizes), small_data(40)) for sizes in ("16,32", "")
+    )
+    for epoch, size in ((1, 16), (2, 32)):
+        scaled, whole = (
+            torch.cat([images for batches, *_ in common.epoch_chunks(run, epoch, 0) for images, _ in batches])
+            for run in (small, full)
+        )
+        assert scaled.shape == (40, 3, size, size)
+        if size == 16:  # half the size, bilinearly: the mean of four pixels
+            assert torch.allclose(scaled, F.avg_pool2d(whole, 2), atol=1e-6)
+        else:
+            assert torch.equal(scaled, whole)
+    seen = []
+    small.model.register_forward_pre_hook(lambda model, inputs: seen.append((model.training, inputs[0].shape[2])))
+    common.train(small, common.State())
+    assert {size for training, size in seen if not training} == {32}
+    assert {size for training, size in seen if training} == {16, 32}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_image_is_scaled_to_the_same_bits_in_every_share(layout: torch.memory_format) -> None:
+    images = torch.randn(37, 3, 32, 32).to(memory_format=layout)
+    whole = common.scaled(images, 24)
+    for share in images.tensor_split(5), images.split(1):
+        assert torch.equal(torch.cat([common.scaled(part, 24) for part in share]), whole)
 
 
 def test_one_cycle_rises_and_falls_once_step_by_step(prepare) -> None:

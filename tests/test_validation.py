@@ -3,11 +3,12 @@
 import signal
 from pathlib import Path
 
+import common
+
 import pytest
 import torch
 from conftest import at, read_run, same_weights, without_times
 
-import common
 from cifar10.loading import Data, hold_out, load_cifar10
 from terminal.errors import UserError
 
