@@ -10,7 +10,7 @@ from common import options_of
 import matplotlib.image
 import pytest
 import torch
-from conftest import EXPERIMENTS, linux, read_run, same_losses, same_weights
+from conftest import EXPERIMENTS, ROOT, linux, read_run, run_command, same_losses, same_weights
 
 QUICK = {
     "original_version_model": ("--epochs", 3, "--lr", 0.005),
