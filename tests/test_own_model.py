@@ -175,7 +175,6 @@ def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
         ({"momentum": 2}, "momentum 2"),
         ({"schedule": "stepwise"}, "schedule 'stepwise'"),
         ({"resolutions": "24,33"}, "resolutions '24,33'"),
-        ({"resolutions": (24, 28)}, "resolutions (24, 28)"),
         ({"resolutions": "28,32"}, "LeNet can't take images of 28x28 pixels"),
         ({"precision": "fp16"}, "precision 'fp16'"),
         ({"dataset": "mnist"}, "dataset 'mnist'"),
