@@ -89,7 +89,7 @@ def environment_record(execution: Execution) -> dict[str, object]:
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "precision": execution.precision,
         "parallel": execution.parallel,
         "world_size": torch.cuda.device_count() if execution.parallel == "DataParallel" else execution.world_size,
