@@ -81,12 +81,12 @@ def test_a_step_of_one_image_before_batch_norm_is_one_line(run, together, percep
 
 
 class Normalised(nn.Module):
-    """BatchNorm1d, and a buffer that counts images in a type of its own."""
+    """BatchNorm1d, and a buffer that counts images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int16))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
