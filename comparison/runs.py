@@ -101,8 +101,8 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
             row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
             row |= {name: run["environment"][name] for name in MACHINE}
             row["machine"] = machine_text(run["environment"])
-        if len(run.get("parts", [])) > 1:  # trained on several machines
-            history["seconds"] = math.nan
+        if len(run.get("parts", [])) > 1:
+            history["seconds"], row["machine"] = math.nan, "several machines"
         key = [row["experiment"], settings_in_use(config), data_key(dataset), row["unfinished"], row["reference"]]
         row |= {"key": json.dumps(key, sort_keys=True), **last_epoch(history, config)}
     except (OSError, ValueError, OverflowError, RecursionError) as error:

@@ -68,11 +68,14 @@ def first_reached(epochs: pd.DataFrame, accuracy: float) -> str:
     reached, runs = reached[reached["test_accuracy"] >= accuracy].groupby("run").first(), epochs["run"].nunique()
     if len(reached) < runs:
         return "never" if reached.empty else f"{len(reached)} of {runs} runs"
-    return f"{span(reached['epoch'])} ({span(reached['took'])} s)"
+    seconds = span(reached["took"])
+    return span(reached["epoch"]) + f" ({seconds} s)" * bool(seconds)
 
 
 def span(numbers: pd.Series) -> str:
     """From the smallest to the largest: times of several machines or days have no mean."""
+    if numbers.isna().all():
+        return ""
     low, high = f"{numbers.min():.0f}", f"{numbers.max():.0f}"
     return low if low == high else f"{low} to {high}"
 

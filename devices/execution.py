@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import platform
 import re
 import signal
@@ -89,7 +90,7 @@ def environment_record(execution: Execution) -> dict[str, object]:
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "precision": execution.precision,
         "parallel": execution.parallel,
         "world_size": torch.cuda.device_count() if execution.parallel == "DataParallel" else execution.world_size,
@@ -130,8 +131,10 @@ def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
     unused = has_unused_parameters(network, execution.device)
-    options = {"broadcast_buffers": bool(own), "find_unused_parameters": unused}
-    return nn.parallel.DistributedDataParallel(network, **options)
+    wrap = nn.parallel.DistributedDataParallel
+    new = "forward_sync_buffers" in inspect.signature(wrap).parameters  # its name since torch 2.14
+    exchanged = {} if own else {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return wrap(network, find_unused_parameters=unused, **exchanged)
 
 
 def has_unused_parameters(network: nn.Module, device: torch.device) -> bool:

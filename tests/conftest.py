@@ -254,11 +254,14 @@ def run(start):
 def together(start):
     """Runs a script in so many processes that meet as torchrun's do, without its start of several seconds.
 
-    All their output and errors, and the first exit code that is not 0.
+    All their output and errors, and the first exit code that is not 0. With the `store` of processes before them, they
+    are those that torchrun starts again.
     """
 
-    def together(number: int, script: str | Path, *arguments: object, **options: object) -> Finished:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    def together(
+        number: int, script: str | Path, *arguments: object, store: dist.TCPStore | None = None, **options: object
+    ) -> Finished:
+        store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         env = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
         env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_USE_AGENT_STORE": True}
         ranks = [{**env, "RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
