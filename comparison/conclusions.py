@@ -85,10 +85,10 @@ def sooner(table: pd.DataFrame, name: str, resnet: pd.DataFrame, lenets: Groups,
     found = []
     for lenet_name, lenet in lenets.items() if resnet[column].notna().all() else []:
         pair = lenet, resnet
-        speeds = [(group["seconds"] / group["epochs_trained"]).groupby(group["machine"]).median().dropna() for group in pair]
+        times = [(group["seconds"] / group["epochs_trained"]).groupby(group["machine"]).median() for group in pair]
         epochs = [math.exp(values(group, column).mean()) for group in pair]
-        for machine in speeds[0].index.intersection(speeds[1].index):
-            found.append((*(speed[machine] * n for speed, n in zip(speeds, epochs, strict=True)), lenet_name))
+        for machine in times[0].dropna().index.intersection(times[1].dropna().index):
+            found.append((*(time[machine] * n for time, n in zip(times, epochs, strict=True)), lenet_name))
     if not found:
         return []
     lenet_seconds, resnet_seconds, lenet_name = min(found)

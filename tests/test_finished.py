@@ -7,12 +7,13 @@ import signal
 import subprocess
 from pathlib import Path
 
+import common
+
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import At, at, read_run, same_losses, same_weights, small_data, without_times
 
-import common
 from comparison.runs import read_runs
 from devices.execution import Execution
 from files.writing import FileInUse

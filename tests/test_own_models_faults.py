@@ -4,6 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+import common
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,6 @@ from test_own_model import folder_of, perceptron  # noqa: F401
 from test_parallel import in_processes
 from torch import nn
 
-import common
 from devices.execution import Execution, has_unused_parameters, parallel_network
 from devices.processes import share_buffers
 from original_version_model import SETTINGS as LENET
