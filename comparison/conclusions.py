@@ -84,9 +84,8 @@ def sooner(table: pd.DataFrame, name: str, resnet: pd.DataFrame, lenets: Groups,
     lenets = {name: group for name, group in lenets.items() if group[column].notna().all()}
     found = []
     for lenet_name, lenet in lenets.items() if resnet[column].notna().all() else []:
-        pair = lenet, resnet
-        times = [(group["seconds"] / group["epochs_trained"]).groupby(group["machine"]).median() for group in pair]
-        epochs = [math.exp(values(group, column).mean()) for group in pair]
+        times = [(g["seconds"] / g["epochs_trained"]).groupby(g["machine"]).median() for g in (lenet, resnet)]
+        epochs = [math.exp(values(group, column).mean()) for group in (lenet, resnet)]
         for machine in times[0].dropna().index.intersection(times[1].dropna().index):
             found.append((*(time[machine] * n for time, n in zip(times, epochs, strict=True)), lenet_name))
     if not found:

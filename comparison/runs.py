@@ -80,10 +80,7 @@ def newest(folder: Path) -> Path:
 
 
 def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataFrame]:
-    """The settings, the other columns and the history of a run, finished (loss.json) or not (checkpoint.pth).
-
-    A run in progress is not disturbed. UserError if the file is damaged or another one.
-    """
+    """Settings, other columns and history of a run, finished or in progress; UserError if the file is no such one."""
     finished = path.suffix == ".json"
     try:
         run = json.loads(path.read_text(encoding="utf-8")) if finished else read_torch(path)
@@ -94,8 +91,7 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
         config = with_defaults(str(run["experiment"]), dict(run["config"]))
         row = {"experiment": str(run["experiment"]), "folder": str(path.parent), "unfinished": not finished}
         row |= {"reference": REFERENCE in path.resolve().parents, "dataset": str(dataset["name"])}
-        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"]}
-        row["machine"] = ""
+        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"], "machine": ""}
         if finished:
             row |= {name: float(run["result"][name]) for name in RESULTS}
             row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
@@ -113,10 +109,9 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
 
 
 def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, float]:
-    """What follows from a history: NaN where there are no epochs yet.
+    """What follows from a history, NaN if it has no epochs; its `seconds` become medians over images of the same size.
 
-    Its `seconds` become the median of the epochs with images of the same size. An epoch that other work on the machine
-    slowed down would count in a sum; in the median it doesn't.
+    An epoch that other work on the machine slowed down would count in a sum; in the median it doesn't.
     """
     part = np.arange(len(history)) * (str(config.get("resolutions", "")).count(",") + 1) // int(config["epochs"])
     history["seconds"] = history["seconds"].groupby(part).transform("median")
