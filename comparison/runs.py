@@ -90,8 +90,8 @@ def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataF
             raise ValueError("it has no epochs, or other things than finite numbers in its columns")
         config = with_defaults(str(run["experiment"]), dict(run["config"]))
         row = {"experiment": str(run["experiment"]), "folder": str(path.parent), "unfinished": not finished}
-        row |= {"reference": REFERENCE in path.resolve().parents, "dataset": str(dataset["name"])}
-        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"], "machine": ""}
+        row |= {"reference": REFERENCE in path.resolve().parents, "dataset": str(dataset["name"]), "machine": ""}
+        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"]}
         if finished:
             row |= {name: float(run["result"][name]) for name in RESULTS}
             row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
