@@ -91,7 +91,8 @@ def sooner(table: pd.DataFrame, name: str, resnet: pd.DataFrame, lenets: Groups,
     found = []
     for lenet_name, lenet in lenets.items() if resnet[column].notna().all() else []:
         pair = lenet, resnet
-        speeds = [(group["seconds"] / group["epochs_trained"]).groupby(group["machine"]).median().dropna() for group in pair]
+        speeds = [(group["seconds"] / group["epochs_trained"]).groupby(group["machine"]).median() for group in pair]
+        speeds = [speed.dropna() for speed in speeds]  # of runs on several machines
         epochs = [math.exp(values(group, column).mean()) for group in pair]
         for machine in speeds[0].index.intersection(speeds[1].index):
             found.append((*(speed[machine] * n for speed, n in zip(speeds, epochs, strict=True)), lenet_name))
