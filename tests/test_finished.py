@@ -211,7 +211,8 @@ def test_a_time_that_mixes_machines_is_not_compared(run, interrupted: Path, refe
     table = read_runs([interrupted, single]).table
     assert table["seconds"].isna().tolist() == [folder == str(interrupted) for folder in table["folder"]]
     for folders in ((interrupted, single), (interrupted,)):
-        done = run(common.HERE / "compare_results.py", *folders, "--over", "seconds", "--epochs-to", 5)
+        options = ("--over", "seconds", "--epochs-to", 5, "--output", interrupted)
+        done = run(common.HERE / "compare_results.py", *folders, *options)
         assert done.code == 0 and "nan" not in done.out, done.out + done.err
 
 

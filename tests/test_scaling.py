@@ -64,6 +64,12 @@ def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> No
     assert two["predicted_images_per_second"] == pytest.approx(128 / 0.088)
 
 
+def test_its_output_may_be_in_the_home_folder(scaling, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--output=~/x"])
+    assert scaling.parse_arguments().output == tmp_path / "x"
+
+
 def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
     record = json.loads((ROOT / "benchmarks" / "scaling.json").read_text())
     assert [(case["model"], case["batch_size"]) for case in record["cases"]] == [
