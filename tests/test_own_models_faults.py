@@ -9,9 +9,9 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import read_run, small_data
+from conftest import read_run
 from test_own_model import folder_of, perceptron  # noqa: F401
-from test_parallel import in_processes
+from test_parallel import in_processes, small_run
 from torch import nn
 
 from devices.execution import Execution, has_unused_parameters, parallel_network
@@ -95,20 +95,18 @@ class Normalised(nn.Module):
         return self.layers(images)
 
 
-def trained(rank: int, number: int, folder: Path) -> tuple[list[float], dict, dict]:
+def trained(rank: int, number: int, folder: Path) -> tuple[list[float], dict]:
     execution = Execution(torch.device("cpu"), "fp32", "DistributedDataParallel", rank, number)
-    settings = dataclasses.replace(LENET, model=Normalised, epochs=2, batch_size=15, lr=0.1)
-    run = common.prepare_run(settings, execution, small_data(99), common.build_model(settings), folder)
-    state = common.train(run, common.State())
-    return state.history["test_loss"], common.weights_on_cpu(run.model), state.best_model
+    settings = dataclasses.replace(LENET, model=Normalised, epochs=1, batch_size=20, lr=0.1)
+    run = dataclasses.replace(small_run(settings, execution), folder=folder)
+    return common.train(run, common.State()).history["test_loss"], common.weights_on_cpu(run.model)
 
 
 def test_the_recorded_test_loss_is_that_of_the_saved_weights(tmp_path: Path) -> None:
     members = in_processes(2, tmp_path, trained, tmp_path)
-    alone = Execution(torch.device("cpu"), "fp32", "none")
-    for losses, weights, _ in members:
+    for losses, weights in members:
         settings = dataclasses.replace(LENET, model=Normalised)
-        run = common.prepare_run(settings, alone, small_data(99), common.build_model(settings), tmp_path)
+        run = small_run(settings, Execution(torch.device("cpu"), "fp32", "none"))
         run.model.load_state_dict(weights)
         loss, _ = common.evaluate(run, run.data.test_images, run.data.test_labels)
         assert losses[-1] == pytest.approx(loss, rel=1e-6)
