@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from results.reference import REFERENCE, mean_text, original_accuracy, reference_accuracies, reference_runs
+from results.descriptions import describe_epoch, describe_result
+from results.reference import REFERENCE, mean_text, original_accuracy, reference_accuracies, reference_runs, standing
 
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = [ROOT / name for name in READMES] + sorted((ROOT / "docs").glob("*.md")) + [ROOT / "benchmarks" / "README.md"]
@@ -41,7 +42,24 @@ def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command:
 def test_the_fast_models_mirrored_accuracy_is_that_of_its_runs_on_cpus(readme: str) -> None:
     runs = [read(folder) for folder in ("Fast", "Fast/seed=1", "Fast/seed=2")]
     assert {run["environment"]["device"] for run in runs} == {"cpu"}
-    assert mean_text([run["result"]["mirrored_test_accuracy"] for run in runs]) in (ROOT / readme).read_text(encoding="utf-8")
+    mean = mean_text([run["result"]["mirrored_test_accuracy"] for run in runs])
+    assert f"{mean} %" in (ROOT / readme).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
+    record, text = read("original_version_model"), (ROOT / readme).read_text(encoding="utf-8")
+    history, images = record["history"], record["dataset"]["train_images"]
+    first = {name: values[0] for name, values in history.items()}
+    assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
+    assert f"\n{describe_result(record['result'])}{standing(record)}\n" in text
+
+
+def test_the_verdicts_are_those_of_the_reference_page() -> None:
+    page = (REFERENCE / "README.md").read_text(encoding="utf-8")
+    verdicts = re.findall(r"^\d\. (.+): \*\*(.+)\*\*$", page, re.M)
+    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert re.findall(r"\d\. \*\*([^*]+): ([^*]+)\.\*\*", results) == verdicts and len(verdicts) == 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
