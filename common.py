@@ -555,7 +555,7 @@ def continue_from(run: Run, checkpoint: dict) -> State:
 
 
 def run_record(run: Run, state: State) -> dict:
-    """What `loss.json` holds of a finished run; the README documents it."""
+    """What `loss.json` holds of a finished run; docs/settings.md documents it."""
     history, mirrored, parts = state.history, state.mirrored_test_accuracy, run_parts(run, state)
     epoch, chosen_on = best_epoch(history)
     result = {

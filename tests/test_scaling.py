@@ -66,8 +66,8 @@ def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> No
 
 def test_its_output_may_be_in_the_home_folder(scaling, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["scaling.py", "--output=~/x"])
-    assert scaling.parse_arguments().output == tmp_path / "x"
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--save=~/x"])
+    assert scaling.parse_arguments().save == tmp_path / "x"
 
 
 def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:

@@ -1,0 +1,68 @@
+"""The READMEs' figures are those of the committed runs, and their links lead somewhere."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from results.descriptions import describe_epoch, describe_result
+from results.reference import REFERENCE, mean_text, original_accuracy, reference_accuracies, reference_runs, standing
+
+READMES = ("README.md", "README.zh-CN.md")
+PAGES = [ROOT / name for name in READMES] + sorted((ROOT / "docs").glob("*.md")) + [ROOT / "benchmarks" / "README.md"]
+ROWS = {  # the row's command, and a run of its settings
+    "original_version_model.py": "original_version_model",
+    "original_version_model_multigpu.py --epochs 50": "original_version_model_multiGPU/epochs=50",
+    "l2_regularization.py --epochs 50": "L2_regularization_model/epochs=50",
+    "dropout_regularization.py --epochs 50": "Dropout_regularization/epochs=50",
+    "resnet_model.py": "Resnet",
+    "fast_model.py": "Fast",
+}
+
+
+def read(folder: str) -> dict:
+    return json.loads((REFERENCE / folder / "loss.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", ROWS)
+@pytest.mark.parametrize("readme", READMES)
+def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    cells = [cell.strip() for cell in re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text, re.M)[1].split("|")]
+    record = read(ROWS[command])
+    accuracies = reference_accuracies(reference_runs(), record["config"], record["dataset"])
+    accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?) %\D*(\d)", cells[1]).groups()
+    assert (accuracy, int(seeds)) == (mean_text(accuracies), len(accuracies))
+    assert cells[3].removesuffix(" %") == (original_accuracy(record["config"]) or "-")
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_fast_models_mirrored_accuracy_is_that_of_its_runs_on_cpus(readme: str) -> None:
+    runs = [read(folder) for folder in ("Fast", "Fast/seed=1", "Fast/seed=2")]
+    assert {run["environment"]["device"] for run in runs} == {"cpu"}
+    mean = mean_text([run["result"]["mirrored_test_accuracy"] for run in runs])
+    assert f"{mean} %" in (ROOT / readme).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
+    record, text = read("original_version_model"), (ROOT / readme).read_text(encoding="utf-8")
+    history, images = record["history"], record["dataset"]["train_images"]
+    first = {name: values[0] for name, values in history.items()}
+    assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
+    assert f"\n{describe_result(record['result'])}{standing(record)}\n" in text
+
+
+def test_the_verdicts_are_those_of_the_reference_page() -> None:
+    page = (REFERENCE / "README.md").read_text(encoding="utf-8")
+    verdicts = re.findall(r"^\d\. (.+): \*\*(.+)\*\*$", page, re.M)
+    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert re.findall(r"\d\. \*\*([^*]+): ([^*]+)\.\*\*", results) == verdicts and len(verdicts) == 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
