@@ -3,7 +3,7 @@
 one run's parts -> training and evaluation -> its state and checkpoint -> results -> a run
 
 An experiment script states its `Settings` and calls `main`; a notebook calls `run`, and `load` for a trained model.
-Nothing runs on import, except that torch is asked, before it is loaded, not to keep a core busy while it waits.
+Nothing runs on import, except that OpenMP is asked, before torch loads it, not to keep a core busy for long while it waits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-# OpenMP's threads spin while they wait for one that the system has put aside: with a busy neighbour an epoch takes
-# twice as long. OpenMP reads this once, when torch loads it; whoever has asked for anything or has torch keeps it.
-if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # GNU's library, and LLVM's and Intel's
+# GNU OpenMP's threads spin while they wait for one that the system has put aside: with a busy neighbour an epoch takes
+# many times as long. Not to spin at all costs two fifths of the speed on an idle machine (benchmarks/README.md).
+# OpenMP reads this once, when torch loads it; whoever has asked for anything or has torch keeps it.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 import torch
 import torch.distributed as dist
