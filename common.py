@@ -3,7 +3,7 @@
 one run's parts -> training and evaluation -> its state and checkpoint -> results -> a run
 
 An experiment script states its `Settings` and calls `main`; a notebook calls `run`, and `load` for a trained model.
-Nothing runs on import, except that OpenMP is asked, before torch loads it, not to keep a core busy for long while it waits.
+Nothing runs on import, except that OpenMP is asked, before torch loads it, not to keep a core busy while it waits.
 """
 
 from __future__ import annotations
