@@ -8,7 +8,7 @@ def describe_result(result: dict) -> str:
     last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
     mirrored = f" ({result['mirrored_test_accuracy']:.2f} % mirrored)" if "mirrored_test_accuracy" in result else ""
     end = f"test accuracy {last:.2f} % at the end{mirrored}"
-    if result.get("best_epoch_chosen_on") == "validation":  # older files say nothing of it
+    if result["best_epoch_chosen_on"] == "validation":
         return f"{end}, {best:.2f} % in epoch {epoch}, chosen on validation images"
     return f"{end}, {best:.2f} % at best (epoch {epoch})"
 

@@ -24,7 +24,8 @@ RECORD = {
     "history": {name: [1.0, 2.0] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
     | {"epoch": [1, 2]},
     "steps": {"epoch": [0.5, 1.0], "train_loss": [2.0, 1.0]},
-    "result": {"final_test_accuracy": 2.0, "best_test_accuracy": 2.0, "best_epoch": 2},
+    "result": {name: 2 for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch")}
+    | {"best_epoch_chosen_on": "test"},
 }
 
 
