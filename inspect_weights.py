@@ -1,9 +1,9 @@
 """Look into saved weights: statistics, filters, norms; and what they get right and wrong.
 
-    python inspect_weights.py modelset/Resnet                    # a run's folder, or a weights file
-    python inspect_weights.py modelset/Resnet --evaluate         # on the test images
-    python inspect_weights.py modelset/Resnet --classify photo.jpg another.png     # on your own pictures
-    python inspect_weights.py A.pth --against B.pth              # two files side by side
+    python inspect_weights.py modelset/reference/Resnet                    # a run's folder, or a weights file
+    python inspect_weights.py modelset/reference/Resnet --evaluate         # on the test images
+    python inspect_weights.py modelset/reference/Resnet --classify photo.jpg another.png     # on your own pictures
+    python inspect_weights.py A.pth --against B.pth                        # two files side by side
 
 Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png,
 --evaluate adds confusion.png and mistakes.png, --classify prints the likeliest classes and draws

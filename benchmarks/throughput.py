@@ -36,7 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from tqdm import tqdm
 
+import dropout_regularization
 import fast_model
+import l2_regularization
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
@@ -47,13 +49,13 @@ from models.interface import interface_of
 from terminal.arguments import ArgumentParser, HelpFormatter
 
 ROUNDS = 5
-FAST = fast_model.SETTINGS
-EXPERIMENTS = {  # the settings, and about how many seconds each measurement lasts
-    "LeNet baseline": (original_version_model.SETTINGS, 1.5),
-    "LeNet": (original_version_model_multigpu.SETTINGS, 1.5),
-    "ResNet-18": (resnet_model.SETTINGS, 4.0),
-    "fast model": (FAST, 6.0),
-    "fast model, width 96": (dataclasses.replace(FAST, options={"width": 96}), 6.0),
+LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)
+EXPERIMENTS = {  # the README's commands: their settings, and about how many seconds each measurement lasts
+    "original_version_model.py": (original_version_model.SETTINGS, 1.5),
+    **{f"{script.__name__}.py --epochs 50": (dataclasses.replace(script.SETTINGS, epochs=50), 1.5) for script in LENETS},
+    "resnet_model.py": (resnet_model.SETTINGS, 4.0),
+    "fast_model.py": (fast_model.SETTINGS, 6.0),
+    "fast_model.py --width 96": (dataclasses.replace(fast_model.SETTINGS, options={"width": 96}), 6.0),
 }
 
 
@@ -225,13 +227,12 @@ def whole_run(name: str, settings: common.Settings, cases: list[dict]) -> dict[s
 
 def describe_runs(cases: list[dict]) -> list[list[str]]:
     """The second table's rows, of one device's cases: whole runs beside ResNet-18's."""
-    names = [name for name, (settings, _) in EXPERIMENTS.items() if not issubclass(settings.model, common.LeNet)]
-    runs = {name: whole_run(name, EXPERIMENTS[name][0], cases) for name in names}
-    whole, rows = runs["ResNet-18"], []
+    runs = {name: whole_run(name, settings, cases) for name, (settings, _) in EXPERIMENTS.items()}
+    whole, rows = runs["resnet_model.py"], []
     for name, run in runs.items():
         ratios = [whole[what] / run[what] for what in ("flops", "seconds")]
         beside = [f"{100 / ratio:.1f} % = 1/{ratio:.1f}" for ratio in ratios]
-        row = [str(run["epochs"]), f"{run['full']:.2f}", *beside, f"{run['seconds']:.0f}"]
+        row = [str(run["epochs"]), f"{run['full']:.2f}", *beside, f"{run['seconds'] / 60:.1f}"]
         rows.append([cases[0]["device"], name, *row])
     return rows
 
@@ -271,7 +272,7 @@ def main() -> None:
     print_table(head, [describe_case(case) for case in cases])
     rows = [row for device in devices for row in describe_runs([case for case in cases if case["device"] == device])]
     head = ["device", "run", "epochs", "epochs' worth at 32x32"]
-    head += ["arithmetic, of ResNet-18's", "time, of ResNet-18's", "seconds"]
+    head += ["arithmetic, of ResNet-18's", "time, of ResNet-18's", "minutes"]
     print_table(head, rows)
     print(f"peak memory of this process: {peak_memory()}")
     if arguments.save:

@@ -22,6 +22,11 @@ ROWS = {  # the row's command, and a run of its settings
 }
 
 
+def text_of(readme: str) -> str:
+    """Without the space before %, which Chinese has not."""
+    return (ROOT / readme).read_text(encoding="utf-8").replace(" %", "%")
+
+
 def read(folder: str) -> dict:
     return json.loads((REFERENCE / folder / "loss.json").read_text(encoding="utf-8"))
 
@@ -29,21 +34,20 @@ def read(folder: str) -> dict:
 @pytest.mark.parametrize("command", ROWS)
 @pytest.mark.parametrize("readme", READMES)
 def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    cells = [cell.strip() for cell in re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text, re.M)[1].split("|")]
+    row = re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text_of(readme), re.M)[1]
+    cells = [cell.strip() for cell in row.split("|")]
     record = read(ROWS[command])
     accuracies = reference_accuracies(reference_runs(), record["config"], record["dataset"])
-    accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?) %\D*(\d)", cells[1]).groups()
+    accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?)%\D*(\d)", cells[1]).groups()
     assert (accuracy, int(seeds)) == (mean_text(accuracies), len(accuracies))
-    assert cells[3].removesuffix(" %") == (original_accuracy(record["config"]) or "-")
+    assert cells[3].removesuffix("%") == (original_accuracy(record["config"]) or "-")
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_fast_models_mirrored_accuracy_is_that_of_its_runs_on_cpus(readme: str) -> None:
-    runs = [read(folder) for folder in ("Fast", "Fast/seed=1", "Fast/seed=2")]
-    assert {run["environment"]["device"] for run in runs} == {"cpu"}
-    mean = mean_text([run["result"]["mirrored_test_accuracy"] for run in runs])
-    assert f"{mean} %" in (ROOT / readme).read_text(encoding="utf-8")
+def test_the_fast_models_mirrored_accuracy_is_that_of_its_runs(readme: str) -> None:
+    record = read("Fast")
+    values = reference_accuracies(reference_runs(), record["config"], record["dataset"], "mirrored_test_accuracy")
+    assert f"{mean_text(values)}%" in text_of(readme)
 
 
 @pytest.mark.parametrize("readme", READMES)
