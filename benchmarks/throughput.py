@@ -52,7 +52,7 @@ ROUNDS = 5
 LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)
 EXPERIMENTS = {  # the README's commands: their settings, and about how many seconds each measurement lasts
     "original_version_model.py": (original_version_model.SETTINGS, 1.5),
-    **{f"{script.__name__}.py --epochs 50": (dataclasses.replace(script.SETTINGS, epochs=50), 1.5) for script in LENETS},
+    **{f"{lenet.__name__}.py --epochs 50": (dataclasses.replace(lenet.SETTINGS, epochs=50), 1.5) for lenet in LENETS},
     "resnet_model.py": (resnet_model.SETTINGS, 4.0),
     "fast_model.py": (fast_model.SETTINGS, 6.0),
     "fast_model.py --width 96": (dataclasses.replace(fast_model.SETTINGS, options={"width": 96}), 6.0),
