@@ -78,7 +78,7 @@ def draw_scripts(axes: Axes, runs: Runs) -> None:
         axes.plot(accuracies, [y] * len(accuracies), "o", color=colour, markersize=6, alpha=0.75)
         original = original_run(config_of_row(runs, group.iloc[0]))
         if original and original["last"] is not None:
-            axes.plot([original["last"]], [y + 0.3], "*", ms=11, markerfacecolor="none", markeredgecolor="black")
+            axes.plot([original["last"]], [y + 0.2], "*", ms=10, markerfacecolor="none", markeredgecolor="black")
         axes.text(102, y, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
     axes.set_yticks([-place for place in range(len(found))], list(found))
     axes.set(xlim=(55, 101), ylim=(-len(found) + 0.5, 0.5), xlabel="test accuracy after the last epoch (%)")
@@ -102,6 +102,6 @@ def draw_gaps(axes: Axes, runs: Runs) -> None:
             axes.text(place + 0.12, y, f"{y:.1f}", va="center")
         axes.text(place - 0.1, (train + test) / 2, f"gap {train - test:.0f}", va="center", ha="right")
     axes.set_xticks(range(len(shown)), [name for _, name in shown])
-    axes.set(xlim=(-0.95, 2.75), ylim=(55, 102), ylabel="accuracy (%)")
+    axes.set(xlim=(-0.95, 2.75), ylim=(55, 102), ylabel="mean accuracy (%)")
     axes.set_title("LeNet, 200 epochs: ○ training   ● test", fontsize=10, loc="left")
     axes.grid(alpha=0.3, axis="y")

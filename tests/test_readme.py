@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ ROWS = {  # the row's command, and a run of its settings
 }
 
 
+@pytest.fixture(scope="module")
+def throughput() -> dict:
+    """The benchmark's functions, and as `cases` what it measured."""
+    folder = ROOT / "benchmarks"
+    cases = json.loads((folder / "throughput.json").read_text(encoding="utf-8"))
+    return runpy.run_path(str(folder / "throughput.py")) | {"cases": cases}
+
+
 def text_of(readme: str) -> str:
     """Without the space before %, which Chinese has not."""
     return (ROOT / readme).read_text(encoding="utf-8").replace(" %", "%")
@@ -33,9 +42,11 @@ def read(folder: str) -> dict:
 
 @pytest.mark.parametrize("command", ROWS)
 @pytest.mark.parametrize("readme", READMES)
-def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command: str) -> None:
+def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command: str, throughput: dict) -> None:
     row = re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text_of(readme), re.M)[1]
     cells = [cell.strip() for cell in row.split("|")]
+    settings, _ = throughput["EXPERIMENTS"][command]
+    assert cells[2] == f"{throughput['whole_run'](command, settings, throughput['cases'])['seconds'] / 60:.1f}"
     record = read(ROWS[command])
     accuracies = reference_accuracies(reference_runs(), record["config"], record["dataset"])
     accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?)%\D*(\d)", cells[1]).groups()
@@ -57,6 +68,12 @@ def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
     first = {name: values[0] for name, values in history.items()}
     assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
     assert f"\n{describe_result(record['result'])}{standing(record)}\n" in text
+
+
+def test_the_benchmarks_tables_are_those_that_it_measured(throughput: dict) -> None:
+    cases, text = throughput["cases"], (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = [*map(throughput["describe_case"], cases), *throughput["describe_runs"](cases)]
+    assert [row for row in rows if f"| {' | '.join(row)} |" not in text] == []
 
 
 def test_the_verdicts_are_those_of_the_reference_page() -> None:
