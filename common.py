@@ -620,8 +620,8 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
         with torch.no_grad():
             interface.initialise(data.train_images)
             check_smallest_share(tried(model), settings, len(data.train_labels), execution.world_size)
-        folder = run_folder(settings, stated, data.name)
-        changed = describe(differences(config_of(settings), config_of(stated)))
+        differing = differences(config_of(settings), config_of(stated))
+        folder, changed = run_folder(settings, differing, data.name), describe(differing)
         if first:
             stack.enter_context(locked_run_folder(folder))
             sys.stderr.write(warning)
@@ -648,12 +648,10 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
     return record
 
 
-def run_folder(settings: Settings, stated: Settings, dataset: str) -> Path:
+def run_folder(settings: Settings, differing: dict[str, object], dataset: str) -> Path:
     """modelset/<experiment>/, with a subfolder named after what differs from the stated settings."""
-    changed = differences(config_of(settings), config_of(stated))
-    if dataset != "cifar10":
-        changed["dataset"] = dataset
-    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", describe(changed)))
+    name = describe(differing if dataset == "cifar10" else differing | {"dataset": dataset})
+    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", name))
 
 
 def introduce(settings: Settings, changed: str, execution: Execution, data: Data) -> None:

@@ -267,9 +267,10 @@ def test_bf16_stays_close_to_fp32(prepare, model: str) -> None:
 )
 def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:
     settings = dataclasses.replace(RESNET, **changes)
-    assert common.run_folder(settings, RESNET, "cifar10") == common.HERE / "modelset" / "Resnet" / name
+    differing = common.differences(common.config_of(settings), common.config_of(RESNET))
+    assert common.run_folder(settings, differing, "cifar10") == common.HERE / "modelset" / "Resnet" / name
     synthetic = ",".join(part for part in (name, "dataset=synthetic") if part)
-    assert common.run_folder(settings, RESNET, "synthetic").name == synthetic
+    assert common.run_folder(settings, differing, "synthetic").name == synthetic
 
 
 def test_data_parallel_is_left_out_without_several_gpus() -> None:
