@@ -1,14 +1,14 @@
-"""94 % with a fifth of ResNet-18's arithmetic an image and half of its epochs.
+"""About 94 % with a fifth of ResNet-18's arithmetic an image and half of its epochs.
 
     python fast_model.py
-    python fast_model.py --width 96     # half as wide again, twice the time: 94 % with one view
+    python fast_model.py --width 96     # half as wide again, twice the time: about 94 % with one view
 
 The network and the recipe of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
 https://arxiv.org/abs/2404.00498: a first layer that needs no training, since it whitens the patches
 that it sees; convolutions that start as the identity; few, large steps at a high learning rate that
 rises and falls once; biases that learn 64 times faster than weights; a slow average of the weights;
 images that are flipped in every other epoch, not by chance. The batches are half of the paper's, the
-learning rate two thirds. The 94 % are those with the mean over each test image and its mirror image,
+learning rate two thirds. 94 % are reached with the mean over each test image and its mirror image,
 `mirrored_test_accuracy` in `loss.json`; the paper's are with six views.
 """
 
