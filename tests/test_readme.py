@@ -76,6 +76,13 @@ def test_the_benchmarks_tables_are_those_that_it_measured(throughput: dict) -> N
     assert [row for row in rows if f"| {' | '.join(row)} |" not in text] == []
 
 
+@pytest.mark.parametrize(("run", "row"), [("bf16", "bf16` "), ("fp32", "fp32`, with AVX-512 "), ("avx2", "AVX2`) ")])
+def test_speeds_without_bfloat16_are_those_of_their_runs(run: str, row: str) -> None:
+    record = json.loads((ROOT / "benchmarks" / "bfloat16" / f"{run}.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert f"{row}| {record['result']['images_per_second']:.0f} |" in text
+
+
 def test_the_verdicts_are_those_of_the_reference_page() -> None:
     page = (REFERENCE / "README.md").read_text(encoding="utf-8")
     verdicts = re.findall(r"^\d\. (.+): \*\*(.+)\*\*$", page, re.M)
