@@ -217,7 +217,7 @@ def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
     share = 100 * matrix / matrix.sum(1, keepdim=True).clamp_min(1)
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
     for row in range(10):
         for column in range(10):
             colour = "white" if share[row, column] > 55 else "black"
@@ -242,7 +242,7 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> byte
         axes.axis("off")
         if i < len(worst):
             k = int(worst[i])
-            axes.imshow(images[k].permute(1, 2, 0))
+            axes.imshow(images[k].permute(1, 2, 0).numpy())
             true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
             axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
     figure.suptitle(f"most confidently wrong: {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")

@@ -70,7 +70,7 @@ def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]
         left.set_title(Path(name).name[-40:], fontsize=10)
         middle.set_title("what the network saw", fontsize=10)
         colours = ["#D55E00" if i == row.argmax() else "#0072B2" for i in range(10)]
-        bars = right.barh(CLASSES, 100 * row, color=colours)
+        bars = right.barh(CLASSES, 100 * row.numpy(), color=colours)
         right.bar_label(bars, [f"{100 * p:.1f}" for p in row], padding=3, fontsize=8)
         right.invert_yaxis()
         right.set(xlim=(0, 118), xticks=range(0, 101, 25))
