@@ -193,11 +193,12 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
     kinds = {"pipeline": pipeline_steps(ours, prepared), "bare": bare_steps(bare)}
     rates: dict[str, list[float]] = {kind: [] for kind in ("conventional", *kinds)}
     preparing, products = [], []
-    conventional, asked = multiprocessing.get_context("spawn").Pipe()
     os.environ["GOMP_SPINCOUNT"] = "300000"  # what GNU OpenMP does of itself, where common.py asks for less
-    arguments = (settings, execution.device, asked)
-    process = multiprocessing.get_context("spawn").Process(target=measure_conventional, args=arguments)
+    processes = multiprocessing.get_context("spawn")
+    conventional, asked = processes.Pipe()
+    process = processes.Process(target=measure_conventional, args=(settings, execution.device, asked))
     process.start()
+    asked.close()  # here, so that its end is noticed
     for round_ in range(ROUNDS + 1):  # the first one warms up
         lasting = seconds if round_ else seconds / 4
         conventional.send(lasting)

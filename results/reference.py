@@ -45,14 +45,12 @@ def reference_runs() -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(REFERENCE.rglob("loss.json"))]
 
 
-def reference_accuracies(
-    runs: list[dict], config: dict[str, object], dataset: dict[str, object], result: str = "final_test_accuracy"
-) -> list[float]:
-    """That `result`, in per cent, of those `runs` with that config and data: one for each seed, over its runs."""
+def reference_accuracies(runs: list[dict], config: dict[str, object], dataset: dict[str, object]) -> list[float]:
+    """Test accuracies at the end, in per cent, of those `runs` with that config and data: one for each seed."""
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         if settings_in_use(run["config"]) == settings_in_use(config) and data_key(run["dataset"]) == data_key(dataset):
-            by_seed.setdefault(run["config"]["seed"], []).append(run["result"][result])
+            by_seed.setdefault(run["config"]["seed"], []).append(run["result"]["final_test_accuracy"])
     return [statistics.mean(accuracies) for accuracies in by_seed.values()]
 
 
