@@ -49,7 +49,7 @@ class FastNet(nn.Module):
     `width` is the number of channels of the first group; the others have four times as many.
     """
 
-    channels_last = bf16 = True
+    channels_last = bf16 = cuda_graphs = True
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import inspect
 import platform
 import re
@@ -108,6 +109,28 @@ class InPrecision(nn.Module):
         # Not for an empty share: of one in bf16, nn.SyncBatchNorm sends bf16 sums, but float32 ones of all others.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and len(images) > 0):
             return self.model(images).float()
+
+
+class Graphed(nn.Module):
+    """A network on one GPU whose training steps are CUDA graphs: one launch for what else takes some hundred.
+
+    Each shape of images has its own, from the first batch of that shape on
+    (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.graphs = network, {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape not in self.graphs:
+            buffers = [buffer.clone() for buffer in self.network.buffers()]
+            with torch.random.fork_rng([images.device]):
+                graph = torch.cuda.make_graphed_callables(copy.copy(self.network), (images.clone(),))
+            for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # its making takes some steps
+            self.graphs[images.shape] = graph
+        return self.graphs[images.shape](images)
 
 
 def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:

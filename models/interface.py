@@ -25,6 +25,8 @@ class Interface:
     # Whether it gains from that memory layout, and from that precision.
     channels_last: bool = False
     bf16: bool = False
+    # Whether all that its forward does can be recorded once, as a CUDA graph: the same whatever the images' values are.
+    cuda_graphs: bool = False
     # `optimizer(settings)` makes its own, whose groups may have a factor on the schedule's learning rate, `lr_factor`;
     # without it, common.py's `sgd` is used.
     optimizer: Callable[..., torch.optim.Optimizer] | None = None

@@ -14,6 +14,7 @@ class LeNet(nn.Module):
     """
 
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    cuda_graphs = True
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

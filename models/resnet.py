@@ -35,7 +35,7 @@ class ResNet18(nn.Module):
     He et al. 2015, https://arxiv.org/abs/1512.03385
     """
 
-    bf16 = True
+    bf16 = cuda_graphs = True
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import common
-from common import Execution
+from common import Execution, Graphed
 
 import pytest
 import torch
@@ -85,7 +85,21 @@ def test_processes_have_the_single_gpus_losses(precision: str, data_dir: Path, t
 def test_bf16_and_fp32_reach_the_same_loss(model: str) -> None:
     settings = dataclasses.replace(SMALL[model], epochs=20)
     losses = [train(settings, "cuda", precision)[0]["train_loss"][-1] for precision in ("fp32", "bf16")]
-    assert losses[1] == pytest.approx(losses[0], abs=0.15)
+    # From 2.4: another rounding alone, of 1e-6 in the first weights, changes ResNet-18's by up to 0.1 on the CPU.
+    assert losses[1] == pytest.approx(losses[0], abs=0.3)
+
+
+@pytest.mark.parametrize("model", [*SMALL, "FastNet"])
+def test_graphs_train_as_single_launches_do(model: str) -> None:
+    fast = dataclasses.replace(FAST, epochs=3, batch_size=96)  # the last batch is smaller; one size of images an epoch
+    settings = SMALL.get(model, fast)
+    runs = [prepare(settings, "cuda") for _ in range(2)]
+    assert isinstance(runs[0].network, Graphed)
+    plain = dataclasses.replace(runs[1], network=runs[1].network.network)
+    losses = [common.train(run, common.State()).history["train_loss"] for run in (runs[0], plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    for name, buffer in runs[0].model.named_buffers():  # how many batches they have seen, exactly
+        assert buffer.is_floating_point() or torch.equal(buffer, runs[1].model.get_buffer(name)), name
 
 
 @pytest.mark.parametrize("model", [*SMALL, "FastNet"])
