@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from cifar10.loading import Data, dataset_record, hold_out, load_data
 from devices.execution import (
     Execution,
-    Graphed,
     InPrecision,
     environment_record,
     parallel_network,
@@ -94,7 +93,7 @@ class Run:
     data: Data  # on the execution's device
     model: nn.Module  # whose weights are trained and saved
     interface: Interface  # what it says of itself
-    network: nn.Module  # the model as training calls it: in its precision, as graphs or wrapped for several devices
+    network: nn.Module  # the model as training calls it: in its precision, wrapped for its GPUs or processes
     optimizer: torch.optim.Optimizer
     folder: Path  # of its files
     signals: list[int]  # numbers of those that have arrived
@@ -147,9 +146,7 @@ def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.
     optimizer = interface.optimizer(settings) if interface.optimizer else sgd(model.parameters(), settings)
     arrays = {name: value.to(execution.device) for name, value in vars(data).items() if isinstance(value, Tensor)}
     data = dataclasses.replace(data, **arrays)
-    network = parallel_network(InPrecision(model, execution.precision), execution)
-    if interface.cuda_graphs and execution.device.type == "cuda" and execution.parallel == "none":
-        network = Graphed(network)
+    network = parallel_network(InPrecision(model, execution.precision), execution, interface.cuda_graphs)
     return Run(settings, execution, data, model, interface, network, optimizer, folder, [])
 
 

@@ -10,6 +10,7 @@ import platform
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -112,9 +113,9 @@ class InPrecision(nn.Module):
 
 
 class Graphed(nn.Module):
-    """A network on one GPU whose training steps are CUDA graphs: one launch for what else takes some hundred.
+    """A network on one GPU whose forward and backward passes are CUDA graphs: a launch each, not hundreds.
 
-    Each shape of images has its own, from the first batch of that shape on
+    They are recorded at the first batch of each shape
     (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html).
     """
 
@@ -128,19 +129,19 @@ class Graphed(nn.Module):
             with torch.random.fork_rng([images.device]):
                 graph = torch.cuda.make_graphed_callables(copy.copy(self.network), (images.clone(),))
             for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-                buffer.copy_(before)  # its making takes some steps
+                buffer.copy_(before)  # recording calls the network some times
             self.graphs[images.shape] = graph
         return self.graphs[images.shape](images)
 
 
-def parallel_network(network: nn.Module, execution: Execution) -> nn.Module:
-    """`network`, whose own parameters are trained, wrapped for several GPUs or processes.
+def parallel_network(network: nn.Module, execution: Execution, cuda_graphs: bool = False) -> nn.Module:
+    """`network`, whose own parameters are trained, wrapped for several GPUs or processes; or for one GPU's graphs.
 
     `DataParallel` copies the model to the GPUs at every step and splits the batch among them; for
     `DistributedDataParallel`, each process has its own model, and they exchange gradients and BatchNorm's sums.
     """
     if execution.parallel == "none":
-        return network
+        return Graphed(network) if cuda_graphs and execution.device.type == "cuda" else network
     if execution.parallel == "DataParallel":
         return nn.DataParallel(network)
     if execution.device.type == "cuda":
@@ -189,6 +190,8 @@ def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]
             torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
             stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
             torch.backends.cudnn.benchmark = True
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
         yield
 
 

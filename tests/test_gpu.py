@@ -5,12 +5,13 @@ import tempfile
 from pathlib import Path
 
 import common
-from common import Execution, Graphed
+from common import Execution
 
 import pytest
 import torch
 from conftest import ROOT, read_run, run_command, small_data
 
+from devices.execution import Graphed
 from fast_model import SETTINGS as FAST
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
@@ -91,8 +92,7 @@ def test_bf16_and_fp32_reach_the_same_loss(model: str) -> None:
 
 @pytest.mark.parametrize("model", [*SMALL, "FastNet"])
 def test_graphs_train_as_single_launches_do(model: str) -> None:
-    fast = dataclasses.replace(FAST, epochs=3, batch_size=96)  # the last batch is smaller; one size of images an epoch
-    settings = SMALL.get(model, fast)
+    settings = dataclasses.replace(SMALL.get(model, FAST), epochs=1, batch_size=96)  # the last batch is smaller
     runs = [prepare(settings, "cuda") for _ in range(2)]
     assert isinstance(runs[0].network, Graphed)
     plain = dataclasses.replace(runs[1], network=runs[1].network.network)
