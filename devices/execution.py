@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
 import inspect
 import platform
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -56,11 +58,20 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
         mps = torch.backends.mps.is_available() and not dist.is_torchelastic_launched()  # processes can't share it
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     precision = choose_precision(precision, name, gains_from_bf16)
+    keep_freed_memory()
     if not dist.is_torchelastic_launched():
         several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
     name, *others = join_processes(name)
     return Execution(torch.device(name), precision, "DistributedDataParallel", *others)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one: it would map tensors of over 32 MB anew, page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, in bytes
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:

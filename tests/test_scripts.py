@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -159,6 +160,22 @@ def test_openmp_does_not_wait_busily_for_long_unless_asked_for_anything(module: 
     assert asked.out.strip() == "['ACTIVE', None]", asked.err
     loaded = run_command(*unset, "python", "-c", f"import torch, {code[7:]}", cwd=ROOT)
     assert loaded.out.strip() == "[None, None]", loaded.err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_the_memory_of_large_tensors_is_kept_for_the_next_step() -> None:
+    code = (
+        "import common, resource, torch\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "common.start_execution('cpu', 'auto', True, False)\n"
+        "torch.ones(2**24)\n"
+        "before = faults()\n"
+        "for _ in range(10):\n"
+        "    torch.ones(2**24)\n"  # 64 MiB, that is 1024 pages or more
+        "print(faults() - before)\n"
+    )
+    done = run_command("python", "-c", code, cwd=ROOT)
+    assert int(done.out) < 1000, done.err
 
 
 def test_nesterov_without_momentum_ends_with_one_line_and_code_2(run, tmp_path: Path) -> None:
