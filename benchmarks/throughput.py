@@ -46,7 +46,7 @@ import original_version_model
 import original_version_model_multigpu
 import resnet_model
 from cifar10.synthetic import synthetic_images
-from devices.execution import environment_record
+from devices.execution import environment_record, kept_memory
 from files.writing import expanded, write_file
 from models.interface import interface_of
 from terminal.arguments import ArgumentParser, HelpFormatter
@@ -206,7 +206,7 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
         for kind, steps in kinds.items():
             prepared.clear()
             started = time.perf_counter()
-            with common.tiny_steps(settings.batch_size):
+            with common.tiny_steps(settings.batch_size), kept_memory():
                 rates[kind].append(measure(steps, lasting, execution.device))
             if kind == "pipeline":
                 preparing.append(100 * sum(prepared) / (time.perf_counter() - started))

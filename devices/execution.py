@@ -10,7 +10,6 @@ import inspect
 import platform
 import re
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -58,20 +57,11 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
         mps = torch.backends.mps.is_available() and not dist.is_torchelastic_launched()  # processes can't share it
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     precision = choose_precision(precision, name, gains_from_bf16)
-    keep_freed_memory()
     if not dist.is_torchelastic_launched():
         several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
     name, *others = join_processes(name)
     return Execution(torch.device(name), precision, "DistributedDataParallel", *others)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one: it would map tensors of over 32 MB anew, page by page."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, in bytes
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
@@ -192,7 +182,7 @@ def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]
         numbers.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():  # the only one that signals reach
         numbers = []
-    with contextlib.ExitStack() as stack:
+    with kept_memory(), contextlib.ExitStack() as stack:
         for number in numbers:
             handler = signal.signal(number, lambda number, frame: signals.append(number))
             stack.callback(signal.signal, number, handler)
@@ -204,6 +194,24 @@ def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
         yield
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let glibc keep what a step frees for the next one: it would map tensors of over 32 MB anew, page by page."""
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_max, 2**16)  # the default
+        libc.mallopt(mmap_threshold, 2**25)  # what these two rise to by themselves, until they are set
+        libc.mallopt(trim_threshold, 2**26)
+        libc.malloc_trim(0)
 
 
 @contextlib.contextmanager
