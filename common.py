@@ -123,7 +123,7 @@ def build_model(settings: Settings) -> nn.Module:
 def check_smallest_share(model: nn.Module, settings: Settings, images: int, processes: int) -> None:
     """UserError if a process gets a single image or none of a step's, and the model has a BatchNorm that needs two."""
     last = images % settings.batch_size or settings.batch_size
-    if min(last, settings.batch_size) // processes > 1:
+    if last // processes > 1:
         return
     try:
         copy.deepcopy(model).train()(model_input(torch.zeros(1, 3, 32, 32), interface_of(model)))

@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 
 from comparison.conclusions import CONCLUSIONS, judge_all
-from comparison.curves import COLOURS, DPI, draw_comparison
+from comparison.curves import COLOURS, draw_comparison
 from comparison.page import comparison_page
 from comparison.reference_page import draw_results, page
 from comparison.runs import FILES, Runs, read_runs
 from comparison.table import common_settings, table_rows, text_table
-from files.pictures import png
 from files.writing import expanded, write_file
 from results.reference import MODELSET, REFERENCE
 from terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -39,6 +38,7 @@ def print_table(runs: Runs, with_reference: bool, epochs_to: float | None) -> No
 
 
 def write(path: Path, content: bytes) -> None:
+    """Write a file, and say so."""
     write_file(path, content)
     print(f"wrote {path}")
 
@@ -49,7 +49,7 @@ def write_curves(runs: Runs, over: str, to: Path, suffix: str) -> None:
         return
     if runs.table["key"].nunique() > len(COLOURS):
         print(f"comparison{suffix}.png: the {len(COLOURS)} runs of the highest test accuracy are coloured, others grey")
-    write(to / f"comparison{suffix}.png", png(draw_comparison(runs, over), DPI))
+    write(to / f"comparison{suffix}.png", draw_comparison(runs, over))
     try:
         write(to / f"comparison{suffix}.html", comparison_page(runs))
     except ModuleNotFoundError as error:
@@ -64,10 +64,11 @@ def conclude(runs: Runs) -> None:
         for line in lines:
             print("   " + "; ".join(filter(None, line)))
     write(REFERENCE / "README.md", page(runs, judged).encode())
-    write(REFERENCE / "results.png", png(draw_results(runs), DPI))
+    write(REFERENCE / "results.png", draw_results(runs))
 
 
 def main() -> None:
+    """Exit codes: 0; 1 with a line that says what is wrong; 2 for wrong arguments."""
     make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
@@ -88,17 +89,14 @@ def main() -> None:
         runs = read_runs(arguments.paths or sorted(own) or [REFERENCE])
         if arguments.csv:
             write(arguments.csv, runs.table.drop(columns="key").convert_dtypes().to_csv(index=False).encode())
-        arguments.output.mkdir(parents=True, exist_ok=True)
         data = runs.table[["dataset", "train_images", "test_images"]].apply(tuple, axis=1)
         for number, (one, table) in enumerate(runs.table.groupby(data, sort=False)):
             beside = not table["reference"].any() and one[0] == "cifar10"
             print_table(runs.part(table), beside, arguments.epochs_to)
             suffix = f"-{one[0]}-{one[1]}" if number else ""
             write_curves(runs.part(table), arguments.over, arguments.output, suffix)
-    except UserError as error:
+    except (OSError, UserError) as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {arguments.output} can't be written: {error.strerror}")
 
 
 if __name__ == "__main__":

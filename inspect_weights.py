@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from cifar10.loading import CLASSES, DATA_DIR, Data, load_cifar10
@@ -72,10 +73,8 @@ def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def print_table(lines: list[list[str]]) -> None:
     """Aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *cells in lines:
-        numbers = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        print("  ".join([f"{name:{widths[0]}}", *numbers]))
+    aligned = ["left", *["right"] * (len(lines[0]) - 1)]
+    print(tabulate(lines, tablefmt="plain", disable_numparse=True, colalign=aligned))
 
 
 def print_statistics(parameters: dict[str, Tensor]) -> None:
@@ -110,16 +109,19 @@ def print_comparison(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: P
 def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None, names: list[str]) -> bytes:
     """The first convolution's filters as RGB tiles, and a bar for the root mean square of each layer's weights."""
     from matplotlib.figure import Figure
+    from torchvision.utils import make_grid
 
     layers = [name for name, tensor in parameters.items() if tensor.ndim > 1] or list(parameters)
     filters = next((t for t in parameters.values() if t.ndim == 4 and t.shape[1] == 3), None)
     figure = Figure(figsize=(11, 2 + 0.24 * max(8, len(layers))), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.axis("off")
+    axes = figure.subplots(1, 1 if filters is None else 2, squeeze=False)[0]
+    left, right = axes[0], axes[-1]
     if filters is not None:
-        filters = filters.nan_to_num(0, 0, 0)
-        left.imshow(tiles((filters - filters.min()) / (filters.max() - filters.min()).clamp_min(1e-12), columns=8))
-        left.set_title(f"filters of the first convolution ({len(filters)}, as RGB, all on one scale)", fontsize=10)
+        left.axis("off")
+        grid = make_grid(filters.nan_to_num(0, 0, 0), nrow=8, padding=1, normalize=True, pad_value=1)
+        left.imshow(grid.permute(1, 2, 0).numpy())
+        of = "the first file's first" if other else "the first"
+        left.set_title(f"filters of {of} convolution ({len(filters)}, as RGB, all on one scale)", fontsize=10)
     sets = [parameters, other] if other else [parameters]
     for i, (tensors, name, colour) in enumerate(zip(sets, names, ("#0072B2", "#D55E00"), strict=False)):
         places = [place + 0.4 * i for place in range(len(layers))]
@@ -133,16 +135,6 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(" against ".join(names), fontsize=11)
     return png(figure, 110)
-
-
-def tiles(images: Tensor, columns: int = 16, margin: int = 1) -> np.ndarray:
-    """(N, 3, H, W) from 0 to 1 -> one picture (rows, columns, 3), white between the tiles."""
-    images = F.pad(images, (0, margin, 0, margin), value=1.0)
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    images = torch.cat([images, torch.ones(rows * columns - len(images), *images.shape[1:])])
-    grid = images.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
-    return grid.flatten(2, 3).flatten(0, 1).numpy()
 
 
 # --- Evaluation -------------------------------------------------------------------------------
@@ -195,9 +187,10 @@ def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple
         accuracy = f"{100 * hits.float().mean():.1f}"
         lines.append([in_words(way[0]), in_words(way[1]), accuracy, "taken" if way == taken else remark])
     print_table(lines)
+    if all(is_worse(way) for way in right if way != taken):
+        return taken, "these images rule out the other usual ones"
     why = "assumed" if taken == assumed else f"these images rule out {type(model).__name__}'s own"
-    settled = all(is_worse(way) for way in right if way != taken)
-    return taken, f"{why}, and all other usual ones" if settled else f"{why}; --mean and --std set others"
+    return taken, f"{why}; --mean and --std set others"
 
 
 def in_words(values: tuple[float, ...]) -> str:
@@ -211,7 +204,8 @@ def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
 
 
 @default_style()
-def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
+def draw_confusion(matrix: Tensor, accuracy: float, name: str) -> bytes:
+    """The confusion matrix (10, 10), in % of each true class, as a PNG file; accuracy in %."""
     from matplotlib.figure import Figure
 
     share = 100 * matrix / matrix.sum(1, keepdim=True).clamp_min(1)
@@ -224,13 +218,13 @@ def draw_confusion(matrix: Tensor, accuracy: float) -> bytes:
             axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(10), CLASSES, rotation=45, ha="right")
     axes.set_yticks(range(10), CLASSES)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"test accuracy {accuracy:.2f} %")
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"{name}: test accuracy {accuracy:.2f} %")
     figure.colorbar(image, label="% of the true class's images", shrink=0.8)
     return png(figure, 90)
 
 
 @default_style()
-def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> bytes:
+def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> bytes:
     """The wrongly classified images that the model was surest about."""
     from matplotlib.figure import Figure
 
@@ -245,11 +239,11 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor) -> byte
             axes.imshow(images[k].permute(1, 2, 0).numpy())
             true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
             axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
-    figure.suptitle(f"most confidently wrong: {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
+    figure.suptitle(f"{name}: the most confident {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
     return png(figure, 90)
 
 
-def evaluate(model: nn.Module, data: Data, folder: Path) -> None:
+def evaluate(model: nn.Module, data: Data, folder: Path, name: str) -> None:
     """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
     logits, labels = logits_of(model, data.test_images), data.test_labels
     loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
@@ -263,8 +257,8 @@ def evaluate(model: nn.Module, data: Data, folder: Path) -> None:
             for i, (name, row) in enumerate(zip(CLASSES, matrix, strict=True))
         ]
     )
-    picture(folder / "confusion.png", draw_confusion, matrix, accuracy)
-    picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1))
+    picture(folder / "confusion.png", draw_confusion, matrix, accuracy, name)
+    picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1), name)
 
 
 # --- Photos -----------------------------------------------------------------------------------
@@ -343,13 +337,14 @@ def inspect(arguments: argparse.Namespace) -> bool:
     if photos or data is not None:
         set_normalisation(model, arguments, type(model) is type(stated_model(path)), data)
     if data is not None:
-        evaluate(model, data, folder)
+        evaluate(model, data, folder, shown(arguments.path)[-60:])
     if photos:
         classify(model, photos, folder)
     return len(photos) == len(set(paths))
 
 
 def main() -> None:
+    """Exit codes: 0; 1 with a line that says what is wrong; 2 for wrong arguments."""
     make_output_last()
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
@@ -368,7 +363,7 @@ def main() -> None:
         parser.error("--mean and --std belong together: give both")
     try:
         sys.exit(0 if inspect(arguments) else 1)
-    except UserError as error:
+    except (OSError, UserError) as error:
         sys.exit(f"error: {error}")
 
 

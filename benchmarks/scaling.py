@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 import original_version_model_multigpu
 import resnet_model
-from devices.execution import Execution, choose_precision, processor_name
+from devices.execution import Execution, choose_precision, kept_memory, processor_name
 from devices.processes import join_processes, leave_processes
 from files.pictures import default_style, png
 from files.writing import expanded, write_file
@@ -149,15 +149,16 @@ def work(arguments: argparse.Namespace) -> None:
             os.sched_setaffinity(0, {cpu_cores()[rank]})
     execution = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none", rank, devices)
     cases = stated_cases(arguments.width)
-    if devices > 1:
-        work_together(cases, execution, arguments.seconds)
-    elif gpus > 1:
-        execution = dataclasses.replace(execution, parallel="DataParallel")
-        for case in cases:
-            report("DataParallel", case, gpus, step_seconds(case, execution, arguments.seconds))
-    else:
-        for case in shares(cases):
-            report("none", case, 1, step_seconds(case, execution, arguments.seconds))
+    with kept_memory():
+        if devices > 1:
+            work_together(cases, execution, arguments.seconds)
+        elif gpus > 1:
+            execution = dataclasses.replace(execution, parallel="DataParallel")
+            for case in cases:
+                report("DataParallel", case, gpus, step_seconds(case, execution, arguments.seconds))
+        else:
+            for case in shares(cases):
+                report("none", case, 1, step_seconds(case, execution, arguments.seconds))
 
 
 def work_together(cases: list[common.Settings], execution: Execution, seconds: float) -> None:
@@ -470,7 +471,6 @@ def main() -> None:
         record = scaling_record(arguments, measure(arguments.width))
         print_record(record)
         if arguments.save:
-            arguments.save.mkdir(parents=True, exist_ok=True)
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())
             write_file(arguments.save / "scaling.png", draw(record))
     except UserError as error:

@@ -50,6 +50,7 @@ from devices.execution import environment_record, kept_memory
 from files.writing import expanded, write_file
 from models.interface import interface_of
 from terminal.arguments import ArgumentParser, HelpFormatter
+from terminal.errors import UserError
 
 ROUNDS = 5
 LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)
@@ -83,7 +84,6 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
     interface = interface_of(model)
     crop = transforms.RandomCrop(32, padding=settings.crop_padding)
     extra = [crop, transforms.RandomHorizontalFlip()] if settings.augment else []
-    extra += [transforms.Resize(size) for size in common.sizes_of(settings) if size != 32]
     transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(interface.mean, interface.std)])
     loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
     options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
@@ -148,6 +148,7 @@ def measure_conventional(settings: common.Settings, device: torch.device, asked:
 
 
 def synthetic_data() -> common.Data:
+    """The stand-in, in place of the real images."""
     return common.Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py")
 
 
@@ -163,8 +164,7 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
 
 def step_flops(run: common.Run) -> float:
     """Floating-point operations per image of forward and backward, as PyTorch counts them."""
-    size = common.sizes_of(run.settings)[0]
-    images = torch.randn(4, 3, size, size, device=run.execution.device)
+    images = torch.randn(4, 3, 32, 32, device=run.execution.device)
     with FlopCounterMode(display=False) as counter:
         run.model(images).sum().backward()
     return counter.get_total_flops() / 4
@@ -184,7 +184,7 @@ def matrix_product_flops(execution: common.Execution) -> float:
 
 
 def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]:
-    """How fast the settings, with one resolution, are trained: an entry of throughput.json's cases."""
+    """How fast the settings are trained: an entry of throughput.json's cases."""
     bf16 = interface_of(common.build_model(settings)).bf16
     execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
     data = synthetic_data()
@@ -215,8 +215,7 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
     process.join()
     record = {f"{kind}_images_per_second": values[1:] for kind, values in rates.items()}
     record |= {"preparing_percent": preparing[1:], "matrix_product_flops": products[1:]}
-    size, batch_size = common.sizes_of(settings)[0], settings.batch_size
-    record |= {"batch_size": batch_size, "resolution": size, "flops_per_image": step_flops(ours)}
+    record |= {"batch_size": settings.batch_size, "flops_per_image": step_flops(ours)}
     return {"device": settings.device, "environment": environment_record(execution)} | record
 
 
@@ -233,18 +232,16 @@ def describe_case(case: dict) -> list[str]:
         achieved = case["flops_per_image"] * statistics.median(pipeline)
         product = statistics.median(case["matrix_product_flops"])
         flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
-    name = f"{case['experiment']}, batch size {case['batch_size']}, {case['resolution']}x{case['resolution']}"
+    name = f"{case['experiment']}, batch size {case['batch_size']}"
     parts = [f"{statistics.median(values):.1f}" for values in (shares, case["preparing_percent"])]
     return [case["device"], name, case["environment"]["precision"], *rates, ratio, *parts, flops]
 
 
 def whole_run(name: str, settings: common.Settings, cases: list[dict]) -> dict[str, float]:
-    """What the epochs of a run take by its cases: epochs' worth of its arithmetic at 32x32, FLOPs, and seconds."""
-    own = {case["resolution"]: case for case in cases if case["experiment"] == name}
-    epochs = [own[common.resolution(settings, epoch)] for epoch in range(1, settings.epochs + 1)]
-    flops = sum(case["flops_per_image"] for case in epochs)
-    seconds = sum(50000 / statistics.median(case["pipeline_images_per_second"]) for case in epochs)
-    return {"epochs": settings.epochs, "full": flops / own[32]["flops_per_image"], "flops": flops, "seconds": seconds}
+    """What the epochs of a run take by its case: FLOPs and seconds."""
+    case, images = next(case for case in cases if case["experiment"] == name), 50_000 * settings.epochs
+    seconds = images / statistics.median(case["pipeline_images_per_second"])
+    return {"epochs": settings.epochs, "flops": images * case["flops_per_image"], "seconds": seconds}
 
 
 def describe_runs(cases: list[dict]) -> list[list[str]]:
@@ -253,7 +250,7 @@ def describe_runs(cases: list[dict]) -> list[list[str]]:
     whole, rows = runs["resnet_model.py"], []
     for name, run in runs.items():
         beside = [f"{100 * run[what] / whole[what]:.2f} %" for what in ("flops", "seconds")]
-        row = [str(run["epochs"]), f"{run['full']:.2f}", *beside, f"{run['seconds'] / 60:.1f}"]
+        row = [str(run["epochs"]), *beside, f"{run['seconds'] / 60:.1f}"]
         rows.append([cases[0]["device"], name, *row])
     return rows
 
@@ -276,29 +273,30 @@ def peak_memory() -> str:
 
 
 def main() -> None:
+    """Exit codes: 0; 1 if the file can't be written; 2 for wrong arguments."""
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     save_help = "write throughput.json, here or into that folder"
     parser.add_argument("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
     arguments = parser.parse_args()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads\n")
-    kinds = [(name, size) for name, (settings, _) in EXPERIMENTS.items() for size in common.sizes_of(settings)]
     cases = []
-    for device, (name, size) in tqdm([*itertools.product(devices, kinds)], disable=None, leave=False, unit=" cases"):
+    for device, name in tqdm([*itertools.product(devices, EXPERIMENTS)], disable=None, leave=False, unit=" cases"):
         stated, seconds = EXPERIMENTS[name]
-        settings = dataclasses.replace(stated, device=device, data_parallel=False, resolutions=str(size))
+        settings = dataclasses.replace(stated, device=device, data_parallel=False)
         cases.append({"experiment": name, **measure_case(settings, seconds)})
     head = ["device", "case", "precision", "conventional images/s", "pipeline images/s", "ratio"]
     head += ["% outside the step", "% preparing", "of a matrix product"]
     print_table(head, [describe_case(case) for case in cases])
     rows = [row for device in devices for row in describe_runs([case for case in cases if case["device"] == device])]
-    head = ["device", "run", "epochs", "epochs' worth at 32x32"]
-    head += ["arithmetic, of ResNet-18's", "time, of ResNet-18's", "minutes"]
+    head = ["device", "run", "epochs", "arithmetic, of ResNet-18's", "time, of ResNet-18's", "minutes"]
     print_table(head, rows)
     print(f"peak memory of this process: {peak_memory()}")
     if arguments.save:
-        arguments.save.mkdir(parents=True, exist_ok=True)
-        write_file(arguments.save / "throughput.json", json.dumps(cases, indent=1, allow_nan=False).encode())
+        try:
+            write_file(arguments.save / "throughput.json", json.dumps(cases, indent=1, allow_nan=False).encode())
+        except UserError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -145,8 +145,6 @@ def load_cifar10(data_dir: Path) -> Data:
     DataUnavailable if none applies, UserError that names the file if one is damaged or not CIFAR-10's.
     """
     data_dir = expanded(data_dir)
-    if data_dir.is_file():
-        raise UserError(f"{data_dir} is a file: name the folder that it is in with --data-dir")
     with contextlib.ExitStack() as stack:
         writable = True
         try:
@@ -155,6 +153,8 @@ def load_cifar10(data_dir: Path) -> Data:
         except OSError:  # a read-only folder is used as it is
             writable = False
         try:
+            if data_dir.is_file():
+                raise UserError(f"{data_dir} is a file: name the folder that it is in with --data-dir")
             found = find_data(data_dir)
             if found is None:
                 refuse_lookalikes(data_dir)
@@ -355,8 +355,11 @@ def read_archive(archive: Path) -> list[np.ndarray]:
                             shutil.copyfileobj(source, target)
             return read_official_files(Path(folder))
         except (UserError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            reason = getattr(error, "strerror", None) or "cut short, or another file"
-            raise UserError(f"{archive} fails its MD5 check ({reason}): delete it and start again") from error
+            if reason := getattr(error, "strerror", None):  # a full disk, not a wrong archive
+                raise UserError(f"{archive} can't be unpacked: {reason}") from error
+            raise UserError(
+                f"{archive} fails its MD5 check (cut short, or another file): delete it and start again"
+            ) from error
 
 
 def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 15) -> None:

@@ -9,19 +9,18 @@ import dataclasses
 import itertools
 import textwrap
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from comparison.runs import Runs, names_of
-from files.pictures import default_style
+from files.pictures import default_style, png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
-TEXT = {"font.size": 10, "legend.fontsize": 9.5}
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), the yellow
 # darkened to be seen on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#857A00")
@@ -67,36 +66,39 @@ def curves_of(runs: Runs, over: str) -> list[Curve]:
     return [dataclasses.replace(curve, colour=colour) for curve, colour in zip(found, colours, strict=False)]
 
 
-def draw_comparison(runs: Runs, over: str = "epochs") -> Figure:
+@default_style()
+def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     curves = curves_of(runs, over)
-    with default_style(), matplotlib.rc_context(TEXT):
-        figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
-        for curve in reversed(curves):  # the best on top
-            draw_curve(loss, curve, "loss", over)
-            draw_curve(accuracy, curve, "accuracy", over)
-        note = "\n(training loss with label smoothing where there is any)" * bool(runs.table["label_smoothing"].any())
-        x = {"epochs": "epoch", "seconds": "seconds of training (median epoch times epochs)"}[over]
-        loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
-        accuracy.set(xlabel=x, ylabel="accuracy (%)")
-        ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
-        for axes in (loss, accuracy):
-            axes.grid(alpha=0.3)
-            if max(ends) > 10 * min(ends):
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter("{x:g}")
-            elif over == "epochs":
-                axes.xaxis.get_major_locator().set_params(integer=True)
-        seeds = ", band: standard deviation over seeds" * any(curve.seeds > 1 for curve in curves)
-        figure.suptitle(f"full: test, pale and dashed: training{seeds}", fontsize=10)
-        lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
-        labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
-        if len(curves) > len(labels):
-            labels.append(f"{len(curves) - len(labels)} more with a lower test accuracy at the end")
-        title = "test accuracy at the end"
-        figure.legend(lines, labels, loc="outside lower center", frameon=False, title=title, alignment="left")
-    return figure
+    figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for curve in reversed(curves):  # the best on top
+        draw_curve(loss, curve, "loss", over)
+        draw_curve(accuracy, curve, "accuracy", over)
+    note = "\n(training loss with label smoothing where there is any)" * bool(runs.table["label_smoothing"].any())
+    x = {"epochs": "epoch", "seconds": "seconds of training (median epoch times epochs)"}[over]
+    loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
+    accuracy.set(xlabel=x, ylabel="accuracy (%)")
+    ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        if max(ends) > 10 * min(ends):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        elif over == "epochs":
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    seeds = ", band: standard deviation over seeds" * any(curve.seeds > 1 for curve in curves)
+    figure.suptitle(f"full: test, pale and dashed: training{seeds}", fontsize=10)
+    lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
+    labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
+    if len(curves) > len(labels):
+        labels.append(f"{len(curves) - len(labels)} more with a lower test accuracy at the end")
+    style = {"title": "test accuracy at the end", "fontsize": 9.5, "frameon": False, "alignment": "left"}
+    figure.legend(lines, labels, loc="outside lower center", **style)
+    return png(figure, DPI)
 
 
 def draw_curve(axes: Axes, curve: Curve, what: str, over: str) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import matplotlib
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from comparison.conclusions import CONCLUSIONS, Evidence
-from comparison.curves import COLOURS, TEXT, WIDTH
+from comparison.curves import COLOURS, DPI, WIDTH
 from comparison.runs import Runs, config_of_row, values
 from comparison.table import common_settings, table_rows
-from files.pictures import default_style
+from files.pictures import default_style, png
 from results.reference import mean_text, original_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SCRIPTS = {  # in the order of the README's table: the name in the picture, and the epochs, if not the stated ones
     "original_version_model": ("LeNet, 5 epochs", 5),
@@ -48,18 +50,21 @@ def page(runs: Runs, judged: list[tuple[str, list[Evidence]]]) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, its numbers as they are."""
     heads = [name.replace("_", " ") for name in table.columns]
     return tabulate(table, headers=heads, tablefmt="pipe", showindex=False, disable_numparse=True)
 
 
-def draw_results(runs: Runs) -> Figure:
+@default_style()
+def draw_results(runs: Runs) -> bytes:
     """Left, each script's test accuracy at the end; right, training and test accuracy of three LeNets."""
-    with default_style(), matplotlib.rc_context(TEXT):
-        figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[5, 4])
-        draw_scripts(left, runs)
-        draw_gaps(right, runs)
-    return figure
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[5, 4])
+    draw_scripts(left, runs)
+    draw_gaps(right, runs)
+    return png(figure, DPI)
 
 
 def of_script(runs: Runs, experiment: str, epochs: int | None) -> pd.DataFrame:

@@ -59,17 +59,16 @@ def read_runs(paths: list[Path]) -> Runs:
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
-    """Each run's loss.json or, of one in progress, checkpoint.pth.
+    """The loss.json or, of one in progress, checkpoint.pth of each run in these folders and theirs; files as named.
 
-    A folder with one of them is that run alone, any other is everything beneath it. UserError for a path that isn't.
+    UserError for a path that isn't.
     """
     found: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        files = [path] if path.is_file() else [file for file in (path / name for name in FILES) if file.is_file()]
-        files = files or sorted(file for name in FILES for file in path.rglob(name))
-        found |= dict.fromkeys(files if path.is_file() else (newest(file.parent) for file in files))
+        folders = sorted({file.parent for name in FILES for file in path.rglob(name)})
+        found |= dict.fromkeys([path] if path.is_file() else map(newest, folders))
     return list(found)
 
 
@@ -186,8 +185,8 @@ def is_usual(column: pd.Series, value: object) -> bool:
 def setting_text(name: str, value: object) -> str:
     """As in "50 epochs", "lr 0.01", "augment" or "no augment"."""
     words, text = name.replace("_", " "), short(value)
-    texts = {"yes": words, "no": f"no {words}"}
-    return texts.get(text, {"machine": text, "epochs": f"{text} epochs"}.get(name, f"{words} {text}"))
+    texts, epochs = {"yes": words, "no": f"no {words}"}, f"{text} epoch" + "s" * (text != "1")
+    return texts.get(text, {"machine": text, "epochs": epochs}.get(name, f"{words} {text}"))
 
 
 def short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pandas as pd
@@ -48,13 +49,13 @@ def result_texts(group: pd.DataFrame) -> dict[str, str]:
     if not accuracies:
         return {"epochs": epochs, "seeds": ""}
     means = {name: values(group, name).mean() for name in ("train_loss", "test_loss", "best_on_test", "gap")}
-    mirrored = values(group, "mirrored_test_accuracy").tolist() if "mirrored_test_accuracy" in group else []
+    mirrored = group.get("mirrored_test_accuracy", pd.Series([math.nan]))  # earlier runs have none
     return {
         "epochs": epochs,
         "train loss": f"{means['train_loss']:.3f}",
         "test loss": f"{means['test_loss']:.3f}",
         "test accuracy %": mean_text(accuracies),
-        "mirrored %": mean_text(mirrored),
+        "mirrored %": "" if mirrored.isna().any() else mean_text(values(group, "mirrored_test_accuracy").tolist()),
         "seeds": str(len(accuracies)),
         "best (epoch)": f"{means['best_on_test']:.2f} ({values(group, 'best_epoch_on_test').median():.0f})",
         "gap": f"{means['gap']:.2f}",
@@ -84,9 +85,11 @@ def text_table(table: pd.DataFrame, settings: list[str]) -> str:
     """The table within the terminal's width, 100 columns where there is none.
 
     What doesn't fit is left out, first the columns of the `settings`, which the names say, too; then names are broken.
+    A line below names what else is left out.
     """
     width, longest = shutil.get_terminal_size((100, 24)).columns, table["run"].map(len).max()
     heads, more, last = [n.replace("_", " ") for n in settings], ["mirrored %", "seconds"], ["train loss", "test loss"]
+    results = table.columns.drop(heads)
     for left_out, least in (([], longest), (heads, longest), (heads, 20), (more, 20), (last, 0)):
         table = table.drop(columns=left_out, errors="ignore")
         cells = [max(*map(len, head.split()), *table[head].map(len)) for head in table.columns[1:]]
@@ -94,5 +97,7 @@ def text_table(table: pd.DataFrame, settings: list[str]) -> str:
         if room >= min(least, longest):
             break
     lines, aligned = [list(table.columns), *table.values.tolist()], ["left", *["right"] * len(cells)]
-    return tabulate(lines, tablefmt="plain", disable_numparse=True, maxcolwidths=[max(room, 14), *cells],
+    text = tabulate(lines, tablefmt="plain", disable_numparse=True, maxcolwidths=[max(room, 14), *cells],
                     colalign=aligned, rowalign=["bottom", *["top"] * len(table)], break_long_words=False)  # fmt: skip
+    left_out = ", ".join(results.difference(table.columns, sort=False))
+    return text + f"\n\nin a wider terminal: {left_out}" * bool(left_out)

@@ -127,7 +127,7 @@ class Graphed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape not in self.graphs:
             buffers = [buffer.clone() for buffer in self.network.buffers()]
-            with torch.random.fork_rng([images.device]):
+            with torch.cuda.device(images.device), torch.random.fork_rng([images.device]):
                 graph = torch.cuda.make_graphed_callables(copy.copy(self.network), (images.clone(),))
             for buffer, before in zip(self.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)  # recording calls the network some times
@@ -176,7 +176,7 @@ def has_unused_parameters(network: nn.Module, device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
-    """Collect the numbers of those that ask to stop in `signals`; at the end, all that a run changes is as it was."""
+    """Collect in `signals` the numbers of those that ask to stop, keep freed memory, set CUDA up; undone at the end."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)

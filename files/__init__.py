@@ -1,1 +1,1 @@
-"""Files that are whole or not there, and folders that one process uses at a time."""
+"""Files that are whole or not there, pictures among them, and folders that one process uses at a time."""

@@ -86,12 +86,9 @@ def find_fonts(figure: Figure) -> None:
 def write_picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:
     """Write what `draw` draws of the arguments. What goes wrong is a warning: results don't depend on their picture."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, draw(*arguments))
     except UserError as error:
         reason = str(error)
-    except OSError as error:
-        reason = f"{path} can't be written: {error.strerror or error}"
     except Exception as error:  # matplotlib and its fonts raise many kinds
         reason = f"{path} can't be drawn: {type(error).__name__}: {error}"
     else:

@@ -31,18 +31,17 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open."""
     temporary = path.with_name(TEMPORARY.format(path.name))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         replace(temporary, path)
     except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from error
+    finally:
         with contextlib.suppress(OSError):  # where a name is too long, removing it fails, too
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written: {error.strerror}") from error
-    except FileInUse:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def replace(new: Path, path: Path) -> None:
@@ -73,6 +72,8 @@ def read_torch(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except PermissionError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
     except Exception as error:  # torch.load raises many kinds on damaged and foreign files
         unsafe = re.search("GLOBAL|Can only (create|build)|for unrecognized function", str(error))
         what = "holds pickled objects, which are never executed" if unsafe else "is cut short or no torch.save file"

@@ -75,11 +75,10 @@ def known_model(weights: dict[str, Tensor], path: Path) -> nn.Module:
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     others = {}
     for model in candidates(weights, path):
-        own = {plain_name(name): name for name in model.state_dict()}
-        expected = {name: tuple(model.state_dict()[own[name]].shape) for name in own}
+        own = {plain_name(name): (name, tensor) for name, tensor in model.state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, (_, tensor) in own.items()}
         if expected == found:
-            types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-            typed = {own[name]: tensor.to(types[own[name]]) for name, tensor in weights.items()}
+            typed = {own[name][0]: tensor.to(own[name][1].dtype) for name, tensor in weights.items()}
             model.load_state_dict(typed, assign=True)
             return to_device(model, torch.device("cpu")).eval()
         differing = (name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

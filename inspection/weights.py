@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from files.writing import read_torch
+from models.interface import plain_name
 from terminal.errors import UserError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")  # where the trained weights usually are
@@ -204,7 +205,7 @@ def choose_weights(found: dict[str, dict[str, Tensor]], key: str | None, path: P
 
 def unwrapped_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add to a state dict."""
-    weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
+    weights = {plain_name(name): tensor for name, tensor in weights.items()}
     weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] != "n_averaged"}
     while weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}

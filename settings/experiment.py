@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import math
+import operator
 import re
 import typing
 from collections.abc import Mapping
@@ -105,9 +106,9 @@ def config_of(settings: Settings) -> dict[str, object]:
     names = ("augment", "schedule", "precision", "epochs", "seed", *EARLIER_VALUES)
     rest = {name: getattr(settings, name) for name in names}
     config = {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest}
-    try:
-        return json.loads(json.dumps(config, allow_nan=False))  # Python's numbers, also where numpy's were given
-    except (TypeError, ValueError) as error:
+    try:  # Python's numbers, also where numpy's were given
+        return json.loads(json.dumps(config, allow_nan=False, default=operator.methodcaller("item")))
+    except (AttributeError, TypeError, ValueError) as error:
         raise WrongOption(f"settings must be finite numbers, texts or truth values: {error}") from error
 
 

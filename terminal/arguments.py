@@ -26,7 +26,7 @@ def number_within(kind: type, at_least: float, below: float) -> Callable[[str], 
         with contextlib.suppress(ValueError):
             if at_least <= kind(text) < below:
                 return kind(text)
-        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < 2**31 else ""
+        what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < math.inf else ""
         raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {at_least}{limit}")
 
     return parse

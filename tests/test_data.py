@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import resource
 import shutil
 import tarfile
 import threading
@@ -298,6 +299,17 @@ def test_a_wrong_archive_is_refused(tmp_path: Path, archive: bytes, what: str) -
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
     assert {p.name for p in folder.iterdir()} <= {loading.ARCHIVE, ".lock"}
+
+
+def test_a_good_archive_is_not_blamed_for_a_full_disk(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / loading.ARCHIVE).write_bytes(archive)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz can't be unpacked: File too large"):
+            load_cifar10(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # --- What is not CIFAR-10, or not where it should be

@@ -56,6 +56,10 @@ def test_a_run_draws_whatever_backend_and_settings_there_are(tmp_path: Path, dat
     done = run_command("env", *settings, *script, data_dir=data_dir)
     assert done.code == 0, done.err
     assert matplotlib.image.imread(tmp_path / "out" / "loss.png").shape[1] > 1000
+    compare = ["python", ROOT / "compare_results.py", tmp_path / "out", "--output", tmp_path]
+    done = run_command("env", *settings, *compare)
+    assert done.code == 0, done.err
+    assert matplotlib.image.imread(tmp_path / "comparison.png").shape[1] == 1660
 
 
 def test_the_users_backend_stays_what_the_environment_says() -> None:

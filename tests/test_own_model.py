@@ -197,8 +197,8 @@ def test_impossible_settings_are_named_before_training(data_dir, tmp_path: Path,
 
 
 def test_numpys_numbers_are_as_good_as_pythons(data_dir: Path, tmp_path: Path) -> None:
-    for name, rate in (("a", np.float64(0.01)), ("b", 0.01)):
-        common.run(settings_for(data_dir, tmp_path / name, epochs=1, lr=rate))
+    for name, epochs, rate in (("a", np.int64(1), np.float64(0.01)), ("b", 1, 0.01)):
+        common.run(settings_for(data_dir, tmp_path / name, epochs=epochs, lr=rate))
     assert same_losses(tmp_path / "a", tmp_path / "b")
 
 

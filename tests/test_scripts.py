@@ -230,3 +230,15 @@ def test_a_model_that_does_not_fit_into_memory_is_one_line(run, tmp_path: Path) 
     done = run("resnet_model", "--width", 1_000_000, "--device", "cpu", "--output", tmp_path / "out")
     assert done.code == 1
     assert len(done.err.splitlines()) == 1 and "--width" in done.err, done.err
+
+
+@pytest.mark.parametrize("command", ["inspect_weights.py", "compare_results.py", "resnet_model.py --data-dir"])
+def test_a_name_that_is_too_long_is_an_error_of_one_line(command: str, tmp_path: Path) -> None:
+    script, *flag = command.split()
+    done = run_command("python", ROOT / script, *flag, "x" * 300, cwd=tmp_path)
+    assert done.code == 1 and done.err.count("\n") == 1 and "File name too long" in done.err and "x" * 300 in done.err
+
+
+def test_a_number_that_is_too_high_is_told_the_limit() -> None:
+    done = run_command("python", ROOT / "resnet_model.py", "--seed", 2**32)
+    assert done.code == 2 and done.err.endswith(" is not a whole number of at least 0 and below 4294967296\n")
