@@ -7,6 +7,7 @@ Takes some minutes, on random images. Devices are GPUs or, where there is none, 
 process each, pinned to it. 1, 2, 4, … and all of them train batches of the same global size: in one process each
 under torchrun and, on GPUs, in a single one with DataParallel. Computing is the step of a device's share of the batch
 without any exchange, while all devices do the same; exchanging is the rest of the step, with waiting for the slowest.
+On GPUs, only a step without exchange is made of CUDA graphs, as in training: what they save counts as exchanging.
 
 From one device's steps and the time that exchanges take, it predicts other numbers n of devices: a step takes the
 share's computing + e * 2(n - 1) * latency + 2(n - 1) / n * gradient bytes / bandwidth, where e is 1 for the gradient's
