@@ -128,6 +128,8 @@ def test_the_table_fits_the_terminal(compare, tmp_path: Path, monkeypatch, colum
     lines = out.split("\n\n")[1].splitlines()
     assert max(map(len, lines)) <= columns
     assert ("schedule" in lines[0]) == (columns == 240)  # as a column; the names say the settings otherwise
+    left_out = re.findall("^in a wider terminal: .*seconds$", out, re.MULTILINE)
+    assert bool(left_out) == (columns <= 80) == ("seconds" not in lines[0] + lines[1])
 
 
 def test_sixty_runs_of_a_sweep(compare, tmp_path: Path) -> None:
@@ -135,6 +137,13 @@ def test_sixty_runs_of_a_sweep(compare, tmp_path: Path) -> None:
     code, out, err = compare(put(tmp_path / "sweep", *runs))
     assert (code, err) == (0, "") and "the 8 runs of the highest test accuracy" in out
     assert len(set(re.findall(r"^LeNet, lr [\d.]+, momentum [\d.]+", out, re.MULTILINE))) == 60
+
+
+def test_a_mean_of_mirrored_images_is_of_all_runs_or_not_there(tables) -> None:
+    first, second = three(LENET, 60)[:2]
+    first["result"]["mirrored_test_accuracy"] = 61
+    assert rows_of(tables(first))[0]["mirrored %"] == "61.00"
+    assert "mirrored %" not in rows_of(tables(first, second))[0]
 
 
 def test_csv_has_a_row_for_each_run(compare, tmp_path: Path) -> None:
