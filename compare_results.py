@@ -17,7 +17,7 @@ from comparison.conclusions import CONCLUSIONS, judge_all
 from comparison.curves import COLOURS, draw_comparison
 from comparison.page import comparison_page
 from comparison.reference_page import draw_results, page
-from comparison.runs import FILES, Runs, read_runs
+from comparison.runs import Runs, find_runs, read_runs
 from comparison.table import common_settings, table_rows, text_table
 from files.writing import expanded, write_file
 from results.reference import MODELSET, REFERENCE
@@ -79,14 +79,14 @@ def main() -> None:
     add("--output", type=expanded, default=Path(), metavar="DIR", help="folder of the picture and the page")
     add("--conclusions", action="store_true", help="judge the original's four by the reference, and write its page")
     arguments = parser.parse_args()
-    own = {file.parent for name in FILES for file in MODELSET.rglob(name) if REFERENCE not in file.parents}
     try:
         if arguments.conclusions:
             conclude(read_runs([REFERENCE]))
             return
+        own = [run for run in find_runs([MODELSET]) if REFERENCE not in run.parents]
         if not arguments.paths and not own:
             print("no runs of your own in modelset/ yet: these are the reference results")
-        runs = read_runs(arguments.paths or sorted(own) or [REFERENCE])
+        runs = read_runs(arguments.paths or own or [REFERENCE])
         if arguments.csv:
             write(arguments.csv, runs.table.drop(columns="key").convert_dtypes().to_csv(index=False).encode())
         data = runs.table[["dataset", "train_images", "test_images"]].apply(tuple, axis=1)

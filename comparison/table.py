@@ -89,7 +89,7 @@ def text_table(table: pd.DataFrame, settings: list[str]) -> str:
     """
     width, longest = shutil.get_terminal_size((100, 24)).columns, table["run"].map(len).max()
     heads, more, last = [n.replace("_", " ") for n in settings], ["mirrored %", "seconds"], ["train loss", "test loss"]
-    results = table.columns.drop(heads)
+    results = table.columns.drop(heads, errors="ignore")
     for left_out, least in (([], longest), (heads, longest), (heads, 20), (more, 20), (last, 0)):
         table = table.drop(columns=left_out, errors="ignore")
         cells = [max(*map(len, head.split()), *table[head].map(len)) for head in table.columns[1:]]
