@@ -66,6 +66,12 @@ def curves_of(runs: Runs, over: str) -> list[Curve]:
     return [dataclasses.replace(curve, colour=colour) for curve, colour in zip(found, colours, strict=False)]
 
 
+def stand_in(runs: Runs) -> str:
+    """How the title begins if the runs, all on one data set, were not on CIFAR-10."""
+    name = runs.table["dataset"].iloc[0]
+    return "" if name == "cifar10" else f"{name.upper()} data, not CIFAR-10; "
+
+
 @default_style()
 def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
@@ -80,7 +86,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
         draw_curve(accuracy, curve, "accuracy", over)
     note = "\n(training loss with label smoothing where there is any)" * bool(runs.table["label_smoothing"].any())
     x = {"epochs": "epoch", "seconds": "seconds of training (median epoch times epochs)"}[over]
-    loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, None))
+    loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))
     accuracy.set(xlabel=x, ylabel="accuracy (%)")
     ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
     for axes in (loss, accuracy):
@@ -91,7 +97,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
         elif over == "epochs":
             axes.xaxis.get_major_locator().set_params(integer=True)
     seeds = ", band: standard deviation over seeds" * any(curve.seeds > 1 for curve in curves)
-    figure.suptitle(f"full: test, pale and dashed: training{seeds}", fontsize=10)
+    figure.suptitle(f"{stand_in(runs)}full: test, pale and dashed: training{seeds}", fontsize=10)
     lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
     labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
     if len(curves) > len(labels):

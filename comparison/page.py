@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from comparison.curves import COLOURS, Curve, curves_of
+from comparison.curves import COLOURS, Curve, curves_of, stand_in
 from comparison.runs import Runs
 
 
@@ -32,7 +32,7 @@ def comparison_page(runs: Runs) -> bytes:
         place = {"x": 0.24 * number, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
         buttons.append({"type": "buttons", "direction": "right", "buttons": choices, **place})
     text = "full: test, dashed: training. A click on a run below hides it, a double click singles it out."
-    title = {"text": text, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
+    title = {"text": stand_in(runs) + text, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
     height, margin = 560 + 24 * len(curves), {"t": 130, "b": 80 + 24 * len(curves), "l": 60, "r": 30}  # pixels
     figure.update_layout(template="plotly_white", title=title, updatemenus=buttons, height=height, margin=margin)
     legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}

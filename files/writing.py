@@ -29,7 +29,7 @@ def expanded(path: str | Path) -> Path:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open."""
-    temporary = path.with_name(TEMPORARY.format(path.name))
+    temporary = path.parent / TEMPORARY.format(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

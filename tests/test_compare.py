@@ -163,12 +163,14 @@ def test_a_folder_is_all_runs_in_it_and_a_file_is_that_run(tmp_path: Path) -> No
     assert only == DROPOUT
 
 
-def test_each_data_set_has_a_table_and_files_of_its_own(compare, tmp_path: Path) -> None:
+def test_each_data_set_has_a_table_and_files_of_its_own(compare, tmp_path: Path, figures) -> None:
     runs = [invented(LENET), invented(L2, dataset="synthetic"), invented(DROPOUT, train_images=45000)]
     code, out, _ = compare(put(tmp_path / "runs", *runs))
     assert code == 0 and out.count("training and 10,000 test images") == 3
     assert "synthetic (says nothing about CIFAR-10)" in out
     assert {path.suffix for path in Path().iterdir()} == {".png", ".html"} and len(list(Path().iterdir())) == 6
+    titles = [figure.get_suptitle() for figure in figures] + [path.read_text() for path in Path().glob("*.html")]
+    assert sum("SYNTHETIC data, not CIFAR-10; full: test" in title for title in titles) == 2
 
 
 def test_when_an_accuracy_was_first_reached(tables) -> None:
@@ -190,6 +192,7 @@ def test_where_nothing_can_be_written(compare, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, _, err = compare(put(tmp_path / "runs", invented(LENET)), "--output", tmp_path / "file" / "x")
     assert re.fullmatch(r"error: .*file/x.* can't be written: .*", str(code)) and err == ""
+    assert str(compare(tmp_path / "runs", "--csv", "")[0]).startswith("error: . can't be written: ")
     assert compare(tmp_path / "runs", "--output", tmp_path / "new" / "folder")[0] == 0
     assert (tmp_path / "new" / "folder" / "comparison.png").is_file()
 
