@@ -193,6 +193,7 @@ def test_where_nothing_can_be_written(compare, tmp_path: Path) -> None:
     code, _, err = compare(put(tmp_path / "runs", invented(LENET)), "--output", tmp_path / "file" / "x")
     assert re.fullmatch(r"error: .*file/x.* can't be written: .*", str(code)) and err == ""
     assert str(compare(tmp_path / "runs", "--csv", "")[0]).startswith("error: . can't be written: ")
+    assert "File name too long" in compare("x" * 300)[0]
     assert compare(tmp_path / "runs", "--output", tmp_path / "new" / "folder")[0] == 0
     assert (tmp_path / "new" / "folder" / "comparison.png").is_file()
 

@@ -107,14 +107,10 @@ def descendants(of: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether it is one that torchrun started, and not torchrun itself or a command that a library runs.
-
-    It counts once it has loaded torch, since torchrun does not end one that it has only just started.
-    """
+    """Whether it is one that torchrun started, and has loaded torch: torchrun doesn't end one that is only starting."""
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        ours = "torch.distributed.run" not in words and any(word.endswith("scaling.py") for word in words)
-        return ours and "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+        started = "\0LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_text()
+        return started and "libtorch" in Path(f"/proc/{pid}/maps").read_text()
     return False
 
 
