@@ -36,8 +36,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10.loading import Data, dataset_record, hold_out, load_data
-from devices.execution import (
+from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
+from cifar10lab.devices.execution import (
     Execution,
     InPrecision,
     environment_record,
@@ -46,19 +46,26 @@ from devices.execution import (
     start_execution,
     tiny_steps,
 )
-from devices.processes import all_reduce, from_rank_0, launch_note, leave_processes, note_launch, share_buffers
-from files.locks import locked_run_folder
-from files.pictures import write_picture
-from files.writing import FileInUse, expanded, read_torch, write_file, write_torch
-from inspection.models import load
-from models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
-from models.lenet import LeNet
-from models.resnet import ResNet18
-from results.descriptions import describe_epoch, describe_result
-from results.loss_plot import draw_losses
-from results.reference import standing
-from settings.differences import describe, differences
-from settings.experiment import (
+from cifar10lab.devices.processes import (
+    all_reduce,
+    from_rank_0,
+    launch_note,
+    leave_processes,
+    note_launch,
+    share_buffers,
+)
+from cifar10lab.files.locks import locked_run_folder
+from cifar10lab.files.pictures import write_picture
+from cifar10lab.files.writing import FileInUse, expanded, read_torch, write_file, write_torch
+from cifar10lab.inspection.models import load
+from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
+from cifar10lab.models.lenet import LeNet
+from cifar10lab.models.resnet import ResNet18
+from cifar10lab.results.descriptions import describe_epoch, describe_result
+from cifar10lab.results.loss_plot import draw_losses
+from cifar10lab.results.reference import standing
+from cifar10lab.settings.differences import describe, differences
+from cifar10lab.settings.experiment import (
     EARLIER_VALUES,
     HERE,
     Settings,
@@ -68,8 +75,8 @@ from settings.experiment import (
     stated_settings,
     validated,
 )
-from terminal.errors import UserError, WrongOption
-from terminal.output import make_output_last, progress_bar
+from cifar10lab.terminal.errors import UserError, WrongOption
+from cifar10lab.terminal.output import make_output_last, progress_bar
 
 __all__ = ["Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
 

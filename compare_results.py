@@ -13,17 +13,17 @@ import math
 import sys
 from pathlib import Path
 
-from comparison.conclusions import CONCLUSIONS, judge_all
-from comparison.curves import COLOURS, draw_comparison
-from comparison.page import comparison_page
-from comparison.reference_page import draw_results, page
-from comparison.runs import Runs, find_runs, read_runs
-from comparison.table import common_settings, table_rows, text_table
-from files.writing import expanded, write_file
-from results.reference import MODELSET, REFERENCE
-from terminal.arguments import ArgumentParser, HelpFormatter, number_within
-from terminal.errors import UserError
-from terminal.output import make_output_last
+from cifar10lab.comparison.conclusions import CONCLUSIONS, judge_all
+from cifar10lab.comparison.curves import COLOURS, draw_comparison
+from cifar10lab.comparison.page import comparison_page
+from cifar10lab.comparison.reference_page import draw_results, page
+from cifar10lab.comparison.runs import Runs, find_runs, read_runs
+from cifar10lab.comparison.table import common_settings, table_rows, text_table
+from cifar10lab.files.writing import expanded, write_file
+from cifar10lab.results.reference import MODELSET, REFERENCE
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
+from cifar10lab.terminal.errors import UserError
+from cifar10lab.terminal.output import make_output_last
 
 
 def print_table(runs: Runs, with_reference: bool, epochs_to: float | None) -> None:

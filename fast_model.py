@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.interface import interface_of, model_input
+from cifar10lab.models.interface import interface_of, model_input
 
 
 class ConvGroup(nn.Module):

@@ -31,17 +31,17 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from cifar10.loading import CLASSES, DATA_DIR, Data, load_cifar10
-from files.pictures import default_style, png, write_picture
-from files.writing import expanded
-from inspection.models import TrainedModel, recognise, stated_model, weights_file
-from inspection.photos import ROWS, draw_classified, read_photo
-from inspection.weights import read_weights, warn_of_non_finite
-from models.interface import Interface, interface_of
-from settings.experiment import HERE
-from terminal.arguments import ArgumentParser, HelpFormatter, number_within
-from terminal.errors import UserError
-from terminal.output import make_output_last
+from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
+from cifar10lab.files.pictures import default_style, png, write_picture
+from cifar10lab.files.writing import expanded
+from cifar10lab.inspection.models import TrainedModel, recognise, stated_model, weights_file
+from cifar10lab.inspection.photos import ROWS, draw_classified, read_photo
+from cifar10lab.inspection.weights import read_weights, warn_of_non_finite
+from cifar10lab.models.interface import Interface, interface_of
+from cifar10lab.settings.experiment import HERE
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
+from cifar10lab.terminal.errors import UserError
+from cifar10lab.terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
 USUAL = (  # means and standard deviations with which people normalise CIFAR-10's images

@@ -45,14 +45,14 @@ from tqdm import tqdm
 
 import original_version_model_multigpu
 import resnet_model
-from devices.execution import Execution, choose_precision, kept_memory, processor_name
-from devices.processes import join_processes, leave_processes
-from files.pictures import default_style, png
-from files.writing import expanded, write_file
-from models.interface import interface_of
-from terminal.arguments import ArgumentParser, HelpFormatter, number_within
-from terminal.errors import UserError
-from terminal.output import make_output_last
+from cifar10lab.devices.execution import Execution, choose_precision, kept_memory, processor_name
+from cifar10lab.devices.processes import join_processes, leave_processes
+from cifar10lab.files.pictures import default_style, png
+from cifar10lab.files.writing import expanded, write_file
+from cifar10lab.models.interface import interface_of
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
+from cifar10lab.terminal.errors import UserError
+from cifar10lab.terminal.output import make_output_last
 
 ROUNDS = 3  # of all numbers of devices in turn; medians count
 IMAGES = 8192  # whole batches of every size

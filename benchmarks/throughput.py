@@ -45,12 +45,12 @@ import l2_regularization
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
-from cifar10.synthetic import synthetic_images
-from devices.execution import environment_record, kept_memory
-from files.writing import expanded, write_file
-from models.interface import interface_of
-from terminal.arguments import ArgumentParser, HelpFormatter
-from terminal.errors import UserError
+from cifar10lab.data.synthetic import synthetic_images
+from cifar10lab.devices.execution import environment_record, kept_memory
+from cifar10lab.files.writing import expanded, write_file
+from cifar10lab.models.interface import interface_of
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter
+from cifar10lab.terminal.errors import UserError
 
 ROUNDS = 5
 LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)

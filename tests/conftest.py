@@ -32,7 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar10 import loading, synthetic
+from cifar10lab.data import loading, synthetic
 
 EXPERIMENTS = (
     "original_version_model",
@@ -42,7 +42,6 @@ EXPERIMENTS = (
     "resnet_model",
     "fast_model",
 )
-ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))  # the folders that the scripts need
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
@@ -106,8 +105,7 @@ def copied(tmp_path: Path) -> Path:
     (folder / "modelset").mkdir(parents=True)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "cifar10lab", folder / "cifar10lab", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -193,7 +191,7 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], m
     if script.parent == ROOT:
         loading.DATA_DIR = Path(env["CIFAR10_DIR"])
     else:  # a copy, which has its own common.py
-        for name in [name for name in sys.modules if name.split(".")[0] in ("common", *ROOMS)]:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("common", "cifar10lab")]:
             del sys.modules[name]
         sys.path[:] = [str(script.parent), *(path for path in sys.path if path != str(ROOT))]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -17,12 +17,12 @@ import pytest
 from conftest import ROOT, wait_for
 
 import compare_results
-from comparison import conclusions, curves, evidence, page, reference_page, table
-from comparison.evidence import CONTRADICTED, HOLDS, OPEN, PARTLY, UNDECIDED
-from comparison.runs import names_of, read_runs
-from files.writing import write_torch
-from results import reference
-from settings.experiment import config_of
+from cifar10lab.comparison import conclusions, curves, evidence, page, reference_page, table
+from cifar10lab.comparison.evidence import CONTRADICTED, HOLDS, OPEN, PARTLY, UNDECIDED
+from cifar10lab.comparison.runs import names_of, read_runs
+from cifar10lab.files.writing import write_torch
+from cifar10lab.results import reference
+from cifar10lab.settings.experiment import config_of
 
 BASELINE, LENET, L2, DROPOUT, RESNET = (
     "original_version_model",

@@ -19,9 +19,9 @@ from conftest import Command, make_image_folder, synthetic_images
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cifar10 import loading, synthetic
-from cifar10.loading import CLASSES, DataUnavailable, load_cifar10, load_data
-from terminal.errors import UserError
+from cifar10lab.data import loading, synthetic
+from cifar10lab.data.loading import CLASSES, DataUnavailable, load_cifar10, load_data
+from cifar10lab.terminal.errors import UserError
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:

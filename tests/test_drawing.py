@@ -14,8 +14,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 import inspect_weights
-from files.pictures import default_style, png, write_picture
-from results.loss_plot import draw_losses
+from cifar10lab.files.pictures import default_style, png, write_picture
+from cifar10lab.results.loss_plot import draw_losses
 
 RECORD = {
     "experiment": "my model",
@@ -64,7 +64,7 @@ def test_a_run_draws_whatever_backend_and_settings_there_are(tmp_path: Path, dat
 
 def test_the_users_backend_stays_what_the_environment_says() -> None:
     code = (
-        "from files.pictures import default_style\n"
+        "from cifar10lab.files.pictures import default_style\n"
         "with default_style(): pass\n"
         "import os, matplotlib; print(os.environ['MPLBACKEND'], matplotlib.rcParams['backend'])"
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import FORKSERVER, ROOT, Finished, _child, environment, read_run
 
-from cifar10.loading import load_cifar10
-from files.locks import locked
-from terminal.errors import UserError
+from cifar10lab.data.loading import load_cifar10
+from cifar10lab.files.locks import locked
+from cifar10lab.terminal.errors import UserError
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

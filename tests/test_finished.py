@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from conftest import At, at, read_run, same_losses, same_weights, small_data, without_times
 
-from comparison.runs import read_runs
-from devices.execution import Execution
-from files.writing import FileInUse
+from cifar10lab.comparison.runs import read_runs
+from cifar10lab.devices.execution import Execution
+from cifar10lab.files.writing import FileInUse
 from original_version_model import SETTINGS as LENET
 
 SCRIPT = ("original_version_model", "--epochs", 2, "--batch-size", 20)  # 5 steps an epoch

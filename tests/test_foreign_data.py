@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT, make_image_folder, run_command
 from test_data import archive, check_official, official_files, tar_file  # noqa: F401
 
-from cifar10.loading import LARGEST_ARCHIVE, DataUnavailable, download, load_cifar10, load_data
-from terminal.errors import UserError
+from cifar10lab.data.loading import LARGEST_ARCHIVE, DataUnavailable, download, load_cifar10, load_data
+from cifar10lab.terminal.errors import UserError
 
 JUNK = [
     "cat/.ipynb_checkpoints/0000-checkpoint.png",  # notebooks

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import nn
 
 import inspect_weights
-from cifar10.loading import CLASSES
+from cifar10lab.data.loading import CLASSES
+from cifar10lab.inspection.weights import read_weights
+from cifar10lab.terminal.errors import UserError
 from fast_model import FastNet
-from inspection.weights import read_weights
 from original_version_model_multigpu import SETTINGS
-from terminal.errors import UserError
 
 THEIRS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # https://github.com/kuangliu/pytorch-cifar
 

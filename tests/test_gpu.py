@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, read_run, run_command, small_data
 
-from devices.execution import Graphed
+from cifar10lab.devices.execution import Graphed
 from fast_model import SETTINGS as FAST
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET

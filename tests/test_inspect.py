@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT, Command, run_command
 
 import inspect_weights
+from cifar10lab.terminal.errors import UserError
 from fast_model import FastNet
-from terminal.errors import UserError
 
 
 def test_a_runs_folder(lenet: Path) -> None:

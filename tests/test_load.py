@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import read_run
 
-from cifar10.loading import load_cifar10
+from cifar10lab.data.loading import load_cifar10
 
 
 def accuracy(model: torch.nn.Module, data_dir: Path) -> float:

@@ -24,9 +24,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import inspect_weights
-from cifar10.loading import load_cifar10
-from inspection.weights import read_weights
-from terminal.errors import UserError
+from cifar10lab.data.loading import load_cifar10
+from cifar10lab.inspection.weights import read_weights
+from cifar10lab.terminal.errors import UserError
 
 
 class Lightning(nn.Module):

@@ -14,8 +14,8 @@ from test_own_model import folder_of, perceptron  # noqa: F401
 from test_parallel import in_processes, small_run
 from torch import nn
 
-from devices.execution import Execution, has_unused_parameters, parallel_network
-from devices.processes import share_buffers
+from cifar10lab.devices.execution import Execution, has_unused_parameters, parallel_network
+from cifar10lab.devices.processes import share_buffers
 from original_version_model import SETTINGS as LENET
 
 LAYERS = "self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, hidden), nn.ReLU(), nn.Linear(hidden, 10))"
@@ -155,7 +155,7 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
     lines = (
         "import dataclasses, importlib, sys, common, original_version_model",
         "changed = dataclasses.replace(original_version_model.SETTINGS, epochs=1, lr=0)",
-        "for name in ('settings.experiment', 'common'):",
+        "for name in ('cifar10lab.settings.experiment', 'common'):",
         "    importlib.reload(sys.modules[name])",
         "print(common.run(changed)['experiment'])",
     )

@@ -29,9 +29,9 @@ from conftest import (
 )
 from torch import nn
 
-from devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
-from devices.execution import Execution, tiny_steps
-from devices.processes import all_reduce, leave_processes
+from cifar10lab.devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
+from cifar10lab.devices.execution import Execution, tiny_steps
+from cifar10lab.devices.processes import all_reduce, leave_processes
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 

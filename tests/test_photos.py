@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import inspect_weights
-from inspection.photos import read_photo
-from inspection.weights import read_weights
-from terminal.errors import UserError
+from cifar10lab.inspection.photos import read_photo
+from cifar10lab.inspection.weights import read_weights
+from cifar10lab.terminal.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
 

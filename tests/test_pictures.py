@@ -13,9 +13,9 @@ from conftest import ROOT, read_run
 from PIL import Image
 
 import inspect_weights
-from cifar10.loading import CLASSES, load_cifar10
+from cifar10lab.data.loading import CLASSES, load_cifar10
+from cifar10lab.results.loss_plot import draw_losses
 from original_version_model import SETTINGS
-from results.loss_plot import draw_losses
 
 # A LeNet that tells some classes apart.
 TRAINED = ("original_version_model_multigpu", "--epochs", 6, "--lr", 0.03, "--batch-size", 10)

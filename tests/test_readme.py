@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from results.descriptions import describe_epoch, describe_result
-from results.reference import REFERENCE, mean_text, original_accuracy, reference_accuracies, reference_runs, standing
+from cifar10lab.results.descriptions import describe_epoch, describe_result
+from cifar10lab.results.reference import (
+    REFERENCE,
+    mean_text,
+    original_accuracy,
+    reference_accuracies,
+    reference_runs,
+    standing,
+)
 
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = [ROOT / name for name in READMES] + sorted((ROOT / "docs").glob("*.md")) + [ROOT / "benchmarks" / "README.md"]

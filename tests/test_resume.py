@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import At, Command, at, read_run, same_weights, wait_for, wait_until, without_times
 
-from files import writing
-from files.locks import locked
-from terminal.errors import UserError
+from cifar10lab.files import writing
+from cifar10lab.files.locks import locked
+from cifar10lab.terminal.errors import UserError
 
 DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)  # 25 steps an epoch
 RESNET = ("resnet_model", "--epochs", 3, "--batch-size", 5, "--width", 4)  # 20

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import EXPERIMENTS, ROOT, linux, read_run, run_command, same_losses, same_weights
 
-from terminal.arguments import number_within
+from cifar10lab.terminal.arguments import number_within
 
 QUICK = {
     "original_version_model": ("--epochs", 3, "--lr", 0.005),
@@ -169,7 +169,7 @@ def test_openmp_does_not_wait_busily_for_long_unless_asked_for_anything(module: 
 def test_the_memory_of_large_tensors_is_kept_for_the_next_step() -> None:
     code = (
         "import resource, torch\n"
-        "from devices.execution import process_settings\n"
+        "from cifar10lab.devices.execution import process_settings\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(20):\n"

@@ -9,7 +9,7 @@ import torch
 from test_parallel import in_processes
 from test_training import ALONE, small_data
 
-from devices.processes import all_reduce
+from cifar10lab.devices.processes import all_reduce
 from original_version_model import SETTINGS as LENET
 
 

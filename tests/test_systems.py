@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
-from files import writing
-from files.writing import FileInUse, write_file
+from cifar10lab.files import writing
+from cifar10lab.files.writing import FileInUse, write_file
 
 TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node=1")
 

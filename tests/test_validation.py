@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import at, read_run, same_weights, without_times
 
-from cifar10.loading import Data, hold_out, load_cifar10
-from terminal.errors import UserError
+from cifar10lab.data.loading import Data, hold_out, load_cifar10
+from cifar10lab.terminal.errors import UserError
 
 SCRIPT = ("original_version_model", "--epochs", 4, "--lr", 0.01, "--validation-images", 30)
 

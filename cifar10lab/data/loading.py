@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from files.locks import locked
-from files.writing import TEMPORARY, expanded, write_file
-from terminal.errors import UserError
+from cifar10lab.files.locks import locked
+from cifar10lab.files.writing import TEMPORARY, expanded, write_file
+from cifar10lab.terminal.errors import UserError
 
-DATA_DIR = expanded(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parent.parent / "data")
+DATA_DIR = expanded(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parents[2] / "data")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STEM = "cifar-10-python"
 ARCHIVE = f"{STEM}.tar.gz"
@@ -132,7 +132,7 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
             raise
         warning = f"WARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
         warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
-    from cifar10.synthetic import synthetic_images
+    from cifar10lab.data.synthetic import synthetic_images
 
     return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import filelock
 
-from files.writing import TEMPORARY
-from terminal.errors import UserError
+from cifar10lab.files.writing import TEMPORARY
+from cifar10lab.terminal.errors import UserError
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # where a file system has no locks
 

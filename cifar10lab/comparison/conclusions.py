@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from comparison.evidence import OPEN, Evidence, combined, difference, interval, verdict
-from comparison.runs import Runs, config_of_row, names_of, values
-from results.reference import MODELSET, NOT_COMPARED, settings_in_use
+from cifar10lab.comparison.evidence import OPEN, Evidence, combined, difference, interval, verdict
+from cifar10lab.comparison.runs import Runs, config_of_row, names_of, values
+from cifar10lab.results.reference import MODELSET, NOT_COMPARED, settings_in_use
 
 CONCLUSIONS = (
     "The choice of model matters more than tuning parameters",

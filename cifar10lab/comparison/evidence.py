@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy.special import stdtrit
 
-from comparison.runs import values
+from cifar10lab.comparison.runs import values
 
 HOLDS, CONTRADICTED, PARTLY = "holds", "is contradicted", "holds in part"
 UNDECIDED, OPEN = "undecided", "can't be judged"

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from torch import nn
 
-from cifar10.loading import DATA_DIR
-from devices.execution import device_name
-from files.writing import expanded
-from terminal.arguments import ArgumentParser, HelpFormatter, finite_number, number_within
-from terminal.errors import UserError, WrongOption
+from cifar10lab.data.loading import DATA_DIR
+from cifar10lab.devices.execution import device_name
+from cifar10lab.files.writing import expanded
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, finite_number, number_within
+from cifar10lab.terminal.errors import UserError, WrongOption
 
-HERE = Path(__file__).resolve().parent.parent  # where the scripts are
+HERE = Path(__file__).resolve().parents[2]  # where the scripts are
 
 SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as common.py computes them in `learning_rate`
 PADDINGS = ("constant", "reflect")  # black, or the image mirrored

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from files.writing import read_torch
-from models.interface import plain_name
-from terminal.errors import UserError
+from cifar10lab.files.writing import read_torch
+from cifar10lab.models.interface import plain_name
+from cifar10lab.terminal.errors import UserError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")  # where the trained weights usually are
 AVERAGES = ("ema", "swa", "avg")  # in the names of dictionaries with running averages of them

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tabulate import tabulate
 
-from comparison.conclusions import CONCLUSIONS, Evidence
-from comparison.curves import COLOURS, DPI, WIDTH
-from comparison.runs import Runs, config_of_row, values
-from comparison.table import common_settings, table_rows
-from files.pictures import default_style, png
-from results.reference import mean_text, original_run
+from cifar10lab.comparison.conclusions import CONCLUSIONS, Evidence
+from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
+from cifar10lab.comparison.runs import Runs, config_of_row, values
+from cifar10lab.comparison.table import common_settings, table_rows
+from cifar10lab.files.pictures import default_style, png
+from cifar10lab.results.reference import mean_text, original_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

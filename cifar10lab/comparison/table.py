@@ -8,9 +8,9 @@ import shutil
 import pandas as pd
 from tabulate import tabulate
 
-from comparison.runs import Runs, config_of_row, names_of, setting_text, short, values
-from results import reference
-from results.reference import AUGMENTATION, NOT_COMPARED, mean_text
+from cifar10lab.comparison.runs import Runs, config_of_row, names_of, setting_text, short, values
+from cifar10lab.results import reference
+from cifar10lab.results.reference import AUGMENTATION, NOT_COMPARED, mean_text
 
 
 def common_settings(runs: Runs) -> tuple[list[str], list[str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from comparison.curves import COLOURS, Curve, curves_of, stand_in
-from comparison.runs import Runs
+from cifar10lab.comparison.curves import COLOURS, Curve, curves_of, stand_in
+from cifar10lab.comparison.runs import Runs
 
 
 def comparison_page(runs: Runs) -> bytes:

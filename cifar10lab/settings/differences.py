@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from settings.experiment import EARLIER_VALUES
+from cifar10lab.settings.experiment import EARLIER_VALUES
 
 
 def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:

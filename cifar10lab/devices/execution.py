@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from devices.batch_norm import BatchNorm2d
-from devices.processes import join_processes
+from cifar10lab.devices.batch_norm import BatchNorm2d
+from cifar10lab.devices.processes import join_processes
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 

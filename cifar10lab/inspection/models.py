@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from files.writing import read_torch
-from inspection.weights import read_weights, refuse_unknown_pooling, without_prefix
-from models.interface import interface_of, model_input, plain_name, to_device, tried
-from models.lenet import LeNet
-from models.resnet import ResNet18
-from settings.experiment import options_of, stated_settings
-from terminal.errors import UserError
+from cifar10lab.files.writing import read_torch
+from cifar10lab.inspection.weights import read_weights, refuse_unknown_pooling, without_prefix
+from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, tried
+from cifar10lab.models.lenet import LeNet
+from cifar10lab.models.resnet import ResNet18
+from cifar10lab.settings.experiment import options_of, stated_settings
+from cifar10lab.terminal.errors import UserError
 
 
 class TrainedModel(nn.Module):

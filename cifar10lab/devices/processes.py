@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from terminal.errors import UserError
+from cifar10lab.terminal.errors import UserError
 
 
 def join_processes(device: str) -> tuple[str, int, int, dist.Store]:

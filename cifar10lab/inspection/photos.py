@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cifar10.loading import CLASSES
-from files.pictures import default_style, png
-from terminal.errors import UserError
+from cifar10lab.data.loading import CLASSES
+from cifar10lab.files.pictures import default_style, png
+from cifar10lab.terminal.errors import UserError
 
 ROWS = 20  # pictures in classified.png
 SHOWN = 400  # pixels that a picture's longer side has at most when it is drawn

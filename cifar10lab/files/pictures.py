@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from files.writing import write_file
-from terminal.errors import UserError
+from cifar10lab.files.writing import write_file
+from cifar10lab.terminal.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

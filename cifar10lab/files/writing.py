@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from terminal.errors import UserError
+from cifar10lab.terminal.errors import UserError
 
 REPLACE_SECONDS = 2.0  # how long a file that another program has open is tried to be replaced, on Windows
 TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead runs' are deleted

@@ -6,7 +6,7 @@ import json
 import statistics
 from pathlib import Path
 
-MODELSET = Path(__file__).resolve().parent.parent / "modelset"
+MODELSET = Path(__file__).resolve().parents[2] / "modelset"
 REFERENCE = MODELSET / "reference"
 ORIGINAL_RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
 AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it

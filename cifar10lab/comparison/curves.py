@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from comparison.runs import Runs, names_of
-from files.pictures import default_style, png
+from cifar10lab.comparison.runs import Runs, names_of
+from cifar10lab.files.pictures import default_style, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from terminal.errors import UserError
+from cifar10lab.terminal.errors import UserError
 
 
 @dataclass(frozen=True)
