@@ -56,7 +56,8 @@ from cifar10lab.devices.processes import (
 )
 from cifar10lab.files.locks import locked_run_folder
 from cifar10lab.files.pictures import write_picture
-from cifar10lab.files.writing import FileInUse, expanded, read_torch, write_file, write_torch
+from cifar10lab.files.tensors import read_torch, write_torch
+from cifar10lab.files.writing import FileInUse, expanded, write_file
 from cifar10lab.inspection.models import load
 from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
 from cifar10lab.models.lenet import LeNet

@@ -20,7 +20,7 @@ import compare_results
 from cifar10lab.comparison import conclusions, curves, evidence, page, reference_page, table
 from cifar10lab.comparison.evidence import CONTRADICTED, HOLDS, OPEN, PARTLY, UNDECIDED
 from cifar10lab.comparison.runs import names_of, read_runs
-from cifar10lab.files.writing import write_torch
+from cifar10lab.files.tensors import write_torch
 from cifar10lab.results import reference
 from cifar10lab.settings.experiment import config_of
 

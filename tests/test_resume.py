@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import At, Command, at, read_run, same_weights, wait_for, wait_until, without_times
 
-from cifar10lab.files import writing
 from cifar10lab.files.locks import locked
+from cifar10lab.files.tensors import write_torch
 from cifar10lab.terminal.errors import UserError
 
 DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)  # 25 steps an epoch
@@ -262,13 +262,13 @@ def test_a_cache_that_does_not_fit_costs_nothing_but_its_time(run, small_disk: P
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "model.pth"
-    writing.write_torch(path, {"a": torch.ones(3)})
+    write_torch(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(UserError, match=r"model\.pth can't be written: File too large"):
-            writing.write_torch(path, {"a": torch.ones(100_000)})
+            write_torch(path, {"a": torch.ones(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -277,10 +277,10 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None
 
 def test_a_failing_torch_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
-    writing.write_torch(path, {"a": torch.ones(3)})
+    write_torch(path, {"a": torch.ones(3)})
     before = path.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        writing.write_torch(path, {"a": torch.ones(3), "b": lambda: None})
+        write_torch(path, {"a": torch.ones(3), "b": lambda: None})
     assert path.read_bytes() == before
 
 

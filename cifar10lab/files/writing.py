@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import re
 import time
-import warnings
 from pathlib import Path
-
-import torch
 
 from cifar10lab.terminal.errors import UserError
 
@@ -55,26 +50,3 @@ def replace(new: Path, path: Path) -> None:
                 reason = f"{error.strerror}; another program may have it open"
                 raise FileInUse(f"{path} can't be replaced: {reason}") from error
         time.sleep(0.05)
-
-
-def write_torch(path: Path, value: object) -> None:
-    """`torch.save`, by way of memory, so that the file is whole or not there."""
-    content = io.BytesIO()
-    torch.save(value, content)
-    write_file(path, content.getbuffer())
-
-
-def read_torch(path: Path) -> object:
-    """What `torch.save` wrote; nothing in the file is executed. UserError if that is not what it is."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle formats that it may fail to read, which is said below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except PermissionError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
-    except Exception as error:  # torch.load raises many kinds on damaged and foreign files
-        unsafe = re.search("GLOBAL|Can only (create|build)|for unrecognized function", str(error))
-        what = "holds pickled objects, which are never executed" if unsafe else "is cut short or no torch.save file"
-        raise UserError(f"{path} {what}: expected tensors and plain data") from error

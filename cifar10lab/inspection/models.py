@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from cifar10lab.files.writing import read_torch
+from cifar10lab.files.tensors import read_torch
 from cifar10lab.inspection.weights import read_weights, refuse_unknown_pooling, without_prefix
 from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, tried
 from cifar10lab.models.lenet import LeNet

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cifar10lab.files.writing import read_torch
+from cifar10lab.files.tensors import read_torch
 from cifar10lab.models.interface import plain_name
 from cifar10lab.terminal.errors import UserError
 
