@@ -79,7 +79,7 @@ from cifar10lab.settings.experiment import (
 from cifar10lab.terminal.errors import UserError, WrongOption
 from cifar10lab.terminal.output import make_output_last, progress_bar
 
-__all__ = ["Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
+__all__ = ["Interface", "Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
 
 
 class Interrupted(Exception):

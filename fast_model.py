@@ -14,9 +14,7 @@ learning rate two thirds. 94 % are reached with the mean over each test image an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from common import ONE_CYCLE_PEAK, Settings, main, sgd
+from common import ONE_CYCLE_PEAK, Interface, Settings, main, sgd
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +47,6 @@ class FastNet(nn.Module):
     `width` is the number of channels of the first group; the others have four times as many.
     """
 
-    channels_last = bf16 = cuda_graphs = True
-
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         if width < 1:
@@ -61,11 +57,10 @@ class FastNet(nn.Module):
         self.groups = nn.Sequential(ConvGroup(24, width), ConvGroup(width, 4 * width), ConvGroup(4 * width, 4 * width))
         self.linear = nn.Linear(4 * width, 10, bias=False)
 
-    @staticmethod
-    def options_from(weights: Mapping[str, Tensor]) -> dict[str, object]:
-        """The options of the model whose state dict this may be."""
-        first = weights.get("groups.0.conv1.weight")
-        return {"width": len(first)} if first is not None and first.ndim == 4 and 0 < len(first) < 10_000 else {}
+    def cifar10_interface(self) -> Interface:
+        """What training and loading ask of this model."""
+        gains, told = {"channels_last": True, "bf16": True, "cuda_graphs": True}, {"width": "groups.0.conv1.weight"}
+        return Interface(**gains, optimizer=self.optimizer, initialise=self.initialise, lengths=told)
 
     def initialise(self, images: Tensor) -> None:
         """Set the first layer to the principal components of 2x2 patches, scaled to variance 1, and their negatives."""

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
 from cifar10lab.files.pictures import default_style, png, write_picture
 from cifar10lab.files.writing import expanded
-from cifar10lab.inspection.models import TrainedModel, recognise, stated_model, weights_file
+from cifar10lab.inspection.models import ON_STAND_IN, TrainedModel, is_on_stand_in, recognise, weights_file
 from cifar10lab.inspection.photos import ROWS, draw_classified, read_photo
 from cifar10lab.inspection.weights import read_weights, warn_of_non_finite
 from cifar10lab.models.interface import Interface, interface_of
@@ -63,9 +63,10 @@ def picture_folder(path: Path, output: Path | None) -> Path:
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained tensors: all but BatchNorm's running statistics."""
+    """The trained tensors, float32: all but BatchNorm's running statistics."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: tensor for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()}
+    trained = [name for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()]
+    return {name: weights[name].float() for name in trained}
 
 
 # --- Statistics -------------------------------------------------------------------------------
@@ -140,25 +141,23 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
 # --- Evaluation -------------------------------------------------------------------------------
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
     """uint8 (N, 3, 32, 32) -> logits float32 (N, 10)."""
-    ready = TrainedModel(model)
-    with torch.inference_mode():
-        return torch.cat([ready(batch) for batch in images.split(250)])
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in images.split(250)]).float()
 
 
-def set_normalisation(model: nn.Module, arguments: argparse.Namespace, is_ours: bool, data: Data | None) -> None:
-    """Set the model's `mean` and `std` to those of its training, as far as they are known, and print them."""
-    mean, std = interface_of(model).mean, interface_of(model).std
-    why = "the model's own, as its run says"
+def ready(model: nn.Module, run: dict | None, arguments: argparse.Namespace, data: Data | None) -> TrainedModel:
+    """The model with the normalisation of its training inside, as far as that is known; prints which, and why."""
+    mean, std, why = interface_of(model).mean, interface_of(model).std, "the model's own, as its run says"
     if arguments.mean is not None:
         mean, std, why = arguments.mean, arguments.std, "as given"
-    elif not is_ours:
+    elif run is None:
         why = "assumed, as no run says: --mean and --std set others"
         if data is not None:
             (mean, std), why = fitting_normalisation(model, (mean, std), data)
-    model.mean, model.std = mean, std
     print(f"images are normalised with mean {in_words(mean)}, std {in_words(std)} ({why})")
+    return TrainedModel(model, mean, std)
 
 
 def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple[tuple, str]:
@@ -169,25 +168,19 @@ def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple
     """
     some = slice(0, None, max(1, len(data.test_labels) // TRIED_IMAGES))  # of all classes
     images, labels = data.test_images[some], data.test_labels[some]
-    right = {}
-    for way in dict.fromkeys((assumed, *USUAL)):
-        model.mean, model.std = way
-        right[way] = logits_of(model, images).argmax(1).eq(labels).int()
+    ways = dict.fromkeys((assumed, *USUAL))
+    right = {way: logits_of(TrainedModel(model, *way), images).argmax(1).eq(labels).int() for way in ways}
     best = max(right, key=lambda way: right[way].sum())  # the first of several, so that `assumed` comes first
-
-    def is_worse(way: tuple) -> bool:
-        difference = right[best] - right[way]
-        return bool(difference.sum() > SURE * difference.abs().sum().sqrt())
-
-    taken = best if is_worse(assumed) else assumed
+    differences = {way: right[best] - hits for way, hits in right.items()}
+    worse = {way for way, d in differences.items() if d.sum() > SURE * d.abs().sum().sqrt()}
+    taken = best if assumed in worse else assumed
     print(f"\nNo run says how images were normalised in training. The usual ways, on {len(labels)} of the test images:")
     lines = [["mean", "std", "accuracy %", ""]]
     for way, hits in sorted(right.items(), key=lambda item: -item[1].sum()):
-        remark = "worse" if is_worse(way) else "may be it"
-        accuracy = f"{100 * hits.float().mean():.1f}"
-        lines.append([in_words(way[0]), in_words(way[1]), accuracy, "taken" if way == taken else remark])
+        remark = "taken" if way == taken else "worse" if way in worse else "may be it"
+        lines.append([in_words(way[0]), in_words(way[1]), f"{100 * hits.float().mean():.1f}", remark])
     print_table(lines)
-    if all(is_worse(way) for way in right if way != taken):
+    if len(worse) == len(right) - 1:
         return taken, "these images rule out the other usual ones"
     why = "assumed" if taken == assumed else f"these images rule out {type(model).__name__}'s own"
     return taken, f"{why}; --mean and --std set others"
@@ -243,20 +236,18 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: s
     return png(figure, 90)
 
 
-def evaluate(model: nn.Module, data: Data, folder: Path, name: str) -> None:
+def evaluate(model: TrainedModel, data: Data, folder: Path, name: str) -> None:
     """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
     logits, labels = logits_of(model, data.test_images), data.test_labels
     loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
     accuracy = 100 * predictions.eq(labels).float().mean().item()
     matrix = confusion_matrix(labels, predictions)
     print(f"\ntest loss {loss:.4f}, test accuracy {accuracy:.2f} % ({len(labels)} images, {data.source})")
-    print_table(
-        [["class", "accuracy %", "most often taken for"]]
-        + [
-            [name, f"{100 * row[i] / max(1, row.sum()):.2f}", CLASSES[row.index_fill(0, torch.tensor(i), -1).argmax()]]
-            for i, (name, row) in enumerate(zip(CLASSES, matrix, strict=True))
-        ]
-    )
+    lines = [["class", "accuracy %", "most often taken for"]]
+    wrong = matrix - matrix.diag().diag()
+    for i, row in enumerate(matrix):
+        lines.append([CLASSES[i], f"{100 * row[i] / max(1, row.sum()):.2f}", CLASSES[wrong[i].argmax()]])
+    print_table(lines)
     picture(folder / "confusion.png", draw_confusion, matrix, accuracy, name)
     picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1), name)
 
@@ -275,7 +266,7 @@ def read_photos(paths: list[Path]) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
     return photos
 
 
-def classify(model: nn.Module, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
     """Print each picture's three likeliest classes and draw classified.png."""
     images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
     probabilities = logits_of(model, images).softmax(1)
@@ -331,11 +322,13 @@ def inspect(arguments: argparse.Namespace) -> bool:
         picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
     if not arguments.evaluate and not arguments.classify:
         return True
-    model, paths = recognise(weights, path), arguments.classify or []
+    (model, run), paths = recognise(weights, path), arguments.classify or []
     photos = read_photos(paths)
     data = load_cifar10(arguments.data_dir) if arguments.evaluate else None
+    if is_on_stand_in(run):
+        print(f"warning: {path} {ON_STAND_IN}", file=sys.stderr)
     if photos or data is not None:
-        set_normalisation(model, arguments, type(model) is type(stated_model(path)), data)
+        model = ready(model, run, arguments, data)
     if data is not None:
         evaluate(model, data, folder, shown(arguments.path)[-60:])
     if photos:

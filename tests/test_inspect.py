@@ -5,16 +5,15 @@ import pickle
 import shutil
 from pathlib import Path
 
-from common import LeNet, ResNet18
+from common import LeNet, ResNet18, load
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Command, run_command
+from conftest import ROOT, Command, read_run, run_command
 
 import inspect_weights
-from cifar10lab.terminal.errors import UserError
 from fast_model import FastNet
 
 
@@ -34,8 +33,6 @@ def test_a_runs_folder(lenet: Path) -> None:
 
 
 def test_evaluate_reports_what_the_run_did(inspect, lenet: Path) -> None:
-    from conftest import read_run
-
     code, out, err = inspect(lenet, "--evaluate")
     assert code == 0, err
     history = read_run(lenet)["history"]
@@ -67,11 +64,10 @@ def test_two_files_side_by_side(inspect, lenet: Path, tmp_path: Path) -> None:
 
 
 def test_weights_from_before_an_option_of_their_model(tmp_path: Path) -> None:
-    path = tmp_path / "model.pth"
-    torch.save(FastNet().state_dict(), path)
+    torch.save(FastNet().state_dict(), tmp_path / "model.pth")
     config = {"model": "FastNet", "epochs": 12}  # without a width
     (tmp_path / "loss.json").write_text(json.dumps({"experiment": "fast_model", "config": config}))
-    assert type(inspect_weights.recognise(inspect_weights.read_weights(path), path)) is FastNet
+    assert type(load(tmp_path).model) is FastNet
 
 
 FOREIGN = {
@@ -95,13 +91,11 @@ FOREIGN = {
 def test_other_peoples_files(tmp_path: Path, form: str, model: torch.nn.Module) -> None:
     path = tmp_path / "weights.pth"
     torch.save(FOREIGN[form](model.state_dict()), path)
-    weights = inspect_weights.read_weights(path)
-    recognised = inspect_weights.recognise(weights, path)
-    assert type(recognised) is type(model)
+    loaded = load(path, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert type(loaded.model) is type(model)
     for name, tensor in model.state_dict().items():
-        assert torch.allclose(recognised.state_dict()[name].float(), tensor.float(), atol=2e-2), name
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    assert inspect_weights.logits_of(recognised, images).shape == (4, 10)
+        assert torch.allclose(loaded.model.state_dict()[name].float(), tensor.float(), atol=2e-2), name
+    assert loaded(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).shape == (4, 10)
 
 
 def write_bad(what: str, path: Path, executed: Path) -> None:
@@ -150,10 +144,8 @@ def test_another_architecture_is_inspected_but_not_evaluated(inspect, tmp_path: 
     torch.save(weights, path)
     code, out, _ = inspect(path)
     assert code == 0 and "total" in out and (tmp_path / "weights.png").is_file()
-    with pytest.raises(UserError, match="neither LeNet nor ResNet18"):
-        inspect_weights.recognise(inspect_weights.read_weights(path), path)
     code, _, err = inspect(path, "--evaluate")
-    assert code == 1 and len(err.splitlines()) == 1 and "expected" in err
+    assert code == 1 and len(err.splitlines()) == 1 and "neither LeNet nor ResNet18 nor FastNet" in err
 
 
 def test_weights_of_another_model_are_not_put_beside(inspect, lenet: Path, tmp_path: Path) -> None:

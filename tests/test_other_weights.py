@@ -12,21 +12,22 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
-from common import LeNet, ResNet18
+from common import LeNet, ResNet18, load
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torchvision
 from conftest import FORKSERVER, Command
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-import inspect_weights
 from cifar10lab.data.loading import load_cifar10
+from cifar10lab.inspection.models import TrainedModel
 from cifar10lab.inspection.weights import read_weights
 from cifar10lab.terminal.errors import UserError
+
+NORMALISATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 class Lightning(nn.Module):
@@ -112,7 +113,7 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_of_wrapped_networks(wrapped: Path, what: str) -> None:
     path = wrapped / f"{what}.pth"
     assert list(torch.load(path)) != list(ResNet18(4).state_dict())
-    model = inspect_weights.recognise(read_weights(path), path)
+    model = load(path, **NORMALISATION).model
     plain = {name.replace("_orig_mod.", ""): t for name, t in torch.load(wrapped / f"{what}.plain.pth").items()}
     assert type(model) is ResNet18 and model.state_dict().keys() == plain.keys()
     for name, tensor in model.state_dict().items():
@@ -125,7 +126,7 @@ def test_one_common_prefix(tmp_path: Path, prefix: str, network: nn.Module) -> N
     path = tmp_path / "lightning.ckpt"
     for outer in (Lightning(prefix, network), Lightning("model", Lightning(prefix, network))):
         torch.save({"state_dict": outer.state_dict(), "epoch": 3, "hyper_parameters": {"lr": 0.1}}, path)
-        model = inspect_weights.recognise(read_weights(path), path)
+        model = load(path, **NORMALISATION).model
         assert type(model) is type(network)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network.parameters(), strict=True))
 
@@ -133,7 +134,8 @@ def test_one_common_prefix(tmp_path: Path, prefix: str, network: nn.Module) -> N
 def test_compiled_weights_evaluate_as_the_plain_ones(inspect, wrapped: Path, tmp_path: Path, data_dir: Path) -> None:
     plain, data = ResNet18(4).eval(), load_cifar10(data_dir)
     plain.load_state_dict(torch.load(wrapped / "compiled.plain.pth"))
-    right = inspect_weights.logits_of(plain, data.test_images).argmax(1).eq(data.test_labels)
+    own = plain.cifar10_interface
+    right = TrainedModel(plain, own.mean, own.std)(data.test_images).argmax(1).eq(data.test_labels)
     (tmp_path / "weights.pth").write_bytes((wrapped / "compiled.pth").read_bytes())
     code, out, err = inspect(tmp_path / "weights.pth", "--evaluate")
     assert (code, err) == (0, "") and f"test accuracy {100 * right.float().mean():.2f} % (40 images" in out
@@ -251,13 +253,15 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "old"])
-def test_hostile_things_beside_the_weights_are_refused(tmp_path: Path, what: str, new: bool) -> None:
+def test_hostile_things_beside_the_weights_are_not_executed(tmp_path: Path, what: str, new: bool) -> None:
     path, executed = tmp_path / "weights.pth", tmp_path / "executed"
-    content = {"net": LeNet().state_dict(), "acc": HOSTILE[what](executed)}
-    torch.save(content, path, _use_new_zipfile_serialization=new)
-    with pytest.raises(UserError, match="holds pickled objects, which are never executed") as error:
-        read_weights(path)
-    assert "\n" not in str(error.value) and not any(tmp_path.glob("executed*"))
+    network = LeNet().state_dict()
+    torch.save({"net": network, "acc": HOSTILE[what](executed)}, path, _use_new_zipfile_serialization=new)
+    try:
+        assert read_weights(path).keys() == network.keys()
+    except UserError as error:
+        assert "holds pickled objects, which are never executed" in str(error) and "\n" not in str(error)
+    assert not any(tmp_path.glob("executed*"))
 
 
 def run_here(executed: str) -> None:
@@ -350,27 +354,6 @@ def test_one_wrapper_in_another(tmp_path: Path) -> None:
     assert torch.equal(read_weights(path, "averages.ema")["fc3.bias"], networks[1]["fc3.bias"])
 
 
-# --- What is not weights, or not to be evaluated
-
-NO_WEIGHTS = {
-    "a web page": ("<!DOCTYPE html>\n<html><head><title>404</title>", "a web page"),
-    "a web page without its head": ("\ufeff \n<HTML>quota exceeded", "a web page"),
-    "XML": ("<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
-    "a Git LFS pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n", "a Git LFS pointer"),
-    "JSON": ('{"error": "not found"}', 'text, not weights: it begins with \'{"error"'),
-    "Chinese": ("文件不存在", "text, not weights: it begins with '文件不存在'"),
-}
-
-
-@pytest.mark.parametrize("what", NO_WEIGHTS)
-def test_text_in_the_place_of_weights_is_named(tmp_path: Path, what: str) -> None:
-    content, named = NO_WEIGHTS[what]
-    (tmp_path / "model.pth").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="expected the file itself") as error:
-        read_weights(tmp_path / "model.pth")
-    assert f"model.pth is {named}" in str(error.value) and "pickled" not in str(error.value)
-
-
 def test_weights_with_nan_or_infinity_are_evaluated_with_a_warning(inspect, tmp_path: Path) -> None:
     weights = ResNet18(4).state_dict()
     weights["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
@@ -381,14 +364,3 @@ def test_weights_with_nan_or_infinity_are_evaluated_with_a_warning(inspect, tmp_
     assert code == 0 and "test accuracy" in out and (tmp_path / "weights.png").is_file()
     assert len(err.splitlines()) == 1 and err.startswith("warning:"), err
     assert "conv1.weight and 3 more tensors hold NaN or infinity" in err
-
-
-def test_torchvisions_names_are_not_evaluated_since_the_pooling_is_unknown(inspect, tmp_path: Path) -> None:
-    blocks = torchvision.models.resnet.BasicBlock, [1, 1, 1, 1]
-    network = torchvision.models.ResNet(*blocks, num_classes=10)
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    path = tmp_path / "resnet.pth"
-    torch.save({"model": Lightning("net", network).state_dict()}, path)
-    code, out, err = inspect(path, "--evaluate")
-    assert code == 1 and "total" in out and (tmp_path / "weights.png").is_file()
-    assert len(err.splitlines()) == 1 and "max-pool" in err and "no trace in the weights" in err

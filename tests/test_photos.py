@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import LeNet
+from common import LeNet, load
 
 import matplotlib.image
 import numpy as np
@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 
 import inspect_weights
 from cifar10lab.inspection.photos import read_photo
-from cifar10lab.inspection.weights import read_weights
 from cifar10lab.terminal.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
@@ -173,10 +172,10 @@ def test_classify(inspect, tmp_path: Path) -> None:
     ]
     lines = {line[: line.index("  ")]: line for line in out.splitlines()[2:-1]}
     assert list(lines) == [str(path) for path in (names[0], *names[2:], photos / "animated.gif")]
-    model = inspect_weights.recognise(read_weights(weights), weights)
+    model = load(weights, mean=(0.5,) * 3, std=(0.5,) * 3)
     for path, line in lines.items():
         small = torch.from_numpy(read_photo(Path(path))[1].copy()).permute(2, 0, 1)[None]
-        probabilities, classes = inspect_weights.logits_of(model, small)[0].softmax(0).sort(descending=True)
+        probabilities, classes = model(small)[0].detach().softmax(0).sort(descending=True)
         expected = [
             f"{inspect_weights.CLASSES[c]} {100 * p:.1f} %" for p, c in zip(probabilities[:3], classes[:3], strict=True)
         ]

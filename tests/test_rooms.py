@@ -36,10 +36,10 @@ class SaysAllInItsConstructor(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(3, 10)
-        self.bf16, self.mean, self.seen = True, (0.1, 0.2, 0.3), []
-
-    def initialise(self, images: torch.Tensor) -> None:
-        self.seen.append(tuple(images.shape))
+        self.seen = []
+        self.cifar10_interface = common.Interface(
+            bf16=True, mean=(0.1, 0.2, 0.3), initialise=lambda images: self.seen.append(tuple(images.shape))
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         assert self.seen == [(100, 3, 32, 32)]
@@ -49,10 +49,34 @@ class SaysAllInItsConstructor(torch.nn.Module):
 def test_what_a_model_says_in_its_constructor_counts(data_dir: Path, tmp_path: Path) -> None:
     interface = common.interface_of(SaysAllInItsConstructor())
     assert interface.bf16 and interface.mean == (0.1, 0.2, 0.3) and not interface.channels_last
-    assert interface.optimizer is None and interface.options_from({}) == {}
+    assert interface.optimizer is None and interface.lengths == {}
     settings = common.Settings("one", "One", SaysAllInItsConstructor, 1, lr=0.1, momentum=0.9, batch_size=10)
     record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path, device="cpu"))
     assert record["environment"]["precision"] == choose_precision("auto", "cpu", gains_from_bf16=True)
+
+
+class OfOtherMeanings(torch.nn.Module):
+    """Has attributes of many common names, which say nothing to these scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 10)
+        self.register_buffer("mean", torch.tensor([0.49, 0.48, 0.45]).view(1, 3, 1, 1))
+        self.std, self.channels_last = torch.nn.Identity(), "yes"
+        self.optimizer = torch.optim.Adam(self.parameters())
+
+    def initialise(self) -> None:
+        raise AssertionError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.std(images - self.mean).mean((2, 3)))
+
+
+def test_nothing_else_of_a_model_is_looked_at(data_dir: Path, tmp_path: Path) -> None:
+    assert common.interface_of(OfOtherMeanings()) == common.Interface()
+    settings = common.Settings("one", "One", OfOtherMeanings, 1, lr=0.1, momentum=0.9, batch_size=10)
+    record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path, device="cpu"))
+    assert len(record["history"]["epoch"]) == 1
 
 
 TRIED = {

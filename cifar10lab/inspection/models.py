@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,111 +14,160 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from cifar10lab.files.tensors import read_torch
-from cifar10lab.inspection.weights import read_weights, refuse_unknown_pooling, without_prefix
+from cifar10lab.inspection.weights import read_weights, without_prefix
 from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, tried
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.settings.experiment import options_of, stated_settings
 from cifar10lab.terminal.errors import UserError
 
+WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's; the first is taken
+OF_A_RUN = ("model.pth", "best_model.pth")  # what it writes beside loss.json; a checkpoint says itself what it is of
+ON_STAND_IN = "was trained on the synthetic stand-in: of real images it knows nothing"
+
 
 class TrainedModel(nn.Module):
-    """A model with its normalisation inside, in eval mode: images (N, 3, 32, 32) -> logits float32 (N, 10).
+    """A model with its normalisation inside, in eval mode: images (N, 3, 32, 32) -> logits (N, 10).
 
-    Images are uint8 from 0 to 255 or floats from 0 to 1; ValueError for others. Logits are in the order of `CLASSES`.
+    Images are uint8 from 0 to 255 or floats from 0 to 1; ValueError for others, unless they are being exported or
+    compiled. Logits have the weights' type, and are in the order of `CLASSES`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
+        # Convolutions take their layout from the weights; that of the images can't be changed within vmap.
+        self.interface = dataclasses.replace(interface_of(model), mean=mean, std=std, channels_last=False)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (3, 32, 32) or not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not uint8 or float (N, 3, 32, 32)")
         if images.is_floating_point():
-            if len(images) and not 0 <= images.min() <= images.max() <= 1:
+            if not torch.compiler.is_compiling() and has_other_values(images):
                 raise ValueError("float images must have values from 0 to 1, before any normalisation")
             images = 255 * images.float()
-        return self.model(model_input(images, interface_of(self.model)))
+        types = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        return self.model(model_input(images, self.interface).to(next(types, torch.float32)))
 
 
-def load(path: Path | str, key: str | None = None) -> TrainedModel:
+def has_other_values(images: Tensor) -> bool:
+    """Whether some are not from 0 to 1."""
+    try:
+        return bool(((images < 0) | (images > 1) | images.isnan()).any())
+    except RuntimeError:  # within vmap no value can be looked at
+        return False
+
+
+def load(
+    path: Path | str,
+    key: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> TrainedModel:
     """The model of a run's folder, from its model.pth, or of a weights file, ready to use, on the CPU.
 
-    Where a file holds several networks, `key` chooses: "ema", say. UserError if there is no such file, or if it is of
-    no model that is known here: that of the run beside it, LeNet or ResNet-18.
+    Where a file holds several networks, `key` chooses: "ema", say. `mean` and `std` are those of the normalisation in
+    training, per channel from 0 to 1, where no run says them: without them, a warning names those that are assumed.
+    UserError if there is no such file, or if it is of no model that is known here: its run's, LeNet, ResNet-18 or
+    FastNet.
     """
     path = weights_file(Path(path))
-    return TrainedModel(recognise(read_weights(path, key), path))
+    model, run = recognise(read_weights(path, key), path)
+    if (mean is None) != (std is None):
+        raise UserError("mean and std belong together: give both")
+    own = interface_of(model)
+    if mean is None and run is None:
+        assumed = f"mean={tuple(own.mean)}, std={tuple(own.std)}"
+        warnings.warn(f"{path}: no run says how images were normalised in training: {assumed} is assumed", stacklevel=2)
+    if is_on_stand_in(run):
+        warnings.warn(f"{path} {ON_STAND_IN}", stacklevel=2)
+    return TrainedModel(model, *((own.mean, own.std) if mean is None else (mean, std)))
 
 
 def weights_file(path: Path) -> Path:
-    """The path itself, or if it is a folder, model.pth in it, or an unfinished run's checkpoint.pth."""
+    """The path itself, or the weights in it if it is a folder, a run's or one as Hugging Face's hub has them."""
     if not path.is_dir():
         return path
-    finished, unfinished = path / "model.pth", path / "checkpoint.pth"
-    return unfinished if unfinished.is_file() and not finished.is_file() else finished
+    return next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
 
 
-def recognise(weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """`known_model`, also if the model is a part of another, as in Lightning; its own names come first."""
-    try:
-        return known_model(weights, path)
-    except UserError:
+def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict | None]:
+    """The model that a file's weights are of, with them, in eval mode; and its run, if the file is one of a run's own.
+
+    UserError if it is none that is known here. It may be a part of another, as in Lightning; its own names come first.
+    """
+    run, is_own = run_beside(path)
+    of_run = [] if run is None else [model_of(run)]
+    while True:
+        models = of_run if is_own else [*of_run, *known_models(weights)]
+        differing = [differing_shapes(model, weights) for model in models]
+        nearest = min(differing, key=len)
+        if not nearest:
+            return with_weights(models[differing.index(nearest)], weights), run if is_own else None
         inner = without_prefix(weights)
-        if inner is not None:
-            return recognise(inner, path)
-        refuse_unknown_pooling(weights, path)
-        raise
-
-
-def known_model(weights: dict[str, Tensor], path: Path) -> nn.Module:
-    """The model whose names and shapes these are, with these weights, in eval mode; UserError if there is none."""
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    others = {}
-    for model in candidates(weights, path):
-        own = {plain_name(name): (name, tensor) for name, tensor in model.state_dict().items()}
-        expected = {name: tuple(tensor.shape) for name, (_, tensor) in own.items()}
-        if expected == found:
-            typed = {own[name][0]: tensor.to(own[name][1].dtype) for name, tensor in weights.items()}
-            model.load_state_dict(typed, assign=True)
-            return to_device(model, torch.device("cpu")).eval()
-        differing = (name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        others[type(model).__name__] = {name: expected.get(name, "none") for name in differing}
-    nearest = min(others.values(), key=len)
-    name = min(nearest)
+        if inner is None:
+            break
+        weights = inner
+    name, others = min(nearest), " nor ".join(type(model).__name__ for model in models)
     raise UserError(
-        f"{path} is neither {' nor '.join(others)}: {name} is {found.get(name, 'missing')}, expected "
-        f"{nearest[name]} ({len(nearest)} tensors differ)"
+        f"{path} is neither {others}: {name} is {tuple(weights[name].shape) if name in weights else 'missing'}, "
+        f"expected {nearest[name]} ({len(nearest)} tensors differ)"
     )
 
 
-def candidates(weights: dict[str, Tensor], path: Path) -> list[nn.Module]:
-    """What a file may be of: the model of the run that it is of, and those of this repository.
+def run_beside(path: Path) -> tuple[dict | None, bool]:
+    """The run of a checkpoint, as it says itself, or of the loss.json beside a file; whether the file is its own."""
+    with contextlib.suppress(UserError):  # weights of another kind
+        content = read_torch(path)
+        if is_run(content):
+            return content, True
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
+        if is_run(content):
+            return content, path.name in OF_A_RUN
+    return None, False
 
-    The latter are shapes without memory, since a file may claim any width.
-    """
-    stated = stated_model(path)
-    models = [] if stated is None else [stated]
-    fast = stated_settings("fast_model")  # of a script, which imports this module by way of common
+
+def is_run(content: object) -> bool:
+    """Whether this is a run's record, or its checkpoint."""
+    return isinstance(content, dict) and "experiment" in content and "model" in dict(content.get("config") or {})
+
+
+def is_on_stand_in(run: dict | None) -> bool:
+    """Whether the run was trained on the synthetic stand-in."""
+    return run is not None and run.get("dataset", {}).get("name") == "synthetic"
+
+
+def model_of(run: dict) -> nn.Module:
+    """The model of a run, with new weights."""
+    stated = stated_settings(run["experiment"])
+    options = options_of(stated)
+    model = stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
+    return tried(model) if any(map(is_lazy, model.parameters())) else model
+
+
+def known_models(weights: dict[str, Tensor]) -> list[nn.Module]:
+    """This repository's models, as wide as the weights are: shapes without memory, since a file may claim any width."""
+    models = []
     with torch.device("meta"):
-        for model in (LeNet, ResNet18, *([fast.model] if fast else [])):
-            models.append(model(**interface_of(model()).options_from(weights)))
+        for model in (LeNet, ResNet18, stated_settings("fast_model").model):  # a script imports this module
+            lengths = interface_of(model()).lengths.items()
+            told = {option: weights[name].shape[:1].numel() for option, name in lengths if name in weights}
+            models.append(model(**{option: length for option, length in told.items() if 0 < length < 10_000}))
     return models
 
 
-def stated_model(path: Path) -> nn.Module | None:
-    """The model of the run that the file is of, as a checkpoint says itself, or the loss.json beside it."""
-    run = None
-    with contextlib.suppress(UserError):  # weights of another kind
-        run = read_torch(path)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no loss.json, or not that of a run
-        if not isinstance(run, dict) or not {"experiment", "config"} <= run.keys():
-            run = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
-        stated = stated_settings(run["experiment"])
-        if stated and stated.model.__name__ == run["config"]["model"]:
-            options = options_of(stated)
-            model = stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
-            return tried(model) if any(map(is_lazy, model.parameters())) else model
-    return None
+def differing_shapes(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, object]:
+    """The names of tensors that only one of them has, or with other shapes; each with the model's shape, or "none"."""
+    expected = {plain_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    differing = {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
+    return {name: tuple(expected[name]) if name in expected else "none" for name in differing}
+
+
+def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """The model with these weights in its own types, on the CPU, in eval mode."""
+    own = {name: weights[plain_name(name)].to(tensor.dtype) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(own, assign=True)
+    return to_device(model, torch.device("cpu")).eval()

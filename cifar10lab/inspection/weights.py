@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import pickletools
 import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING  # Python 2's names of modules, which torch.save writes still
@@ -20,23 +20,8 @@ from cifar10lab.terminal.errors import UserError
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")  # where the trained weights usually are
 AVERAGES = ("ema", "swa", "avg")  # in the names of dictionaries with running averages of them
 
-PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-# What people save beside weights. Only the weights are wanted, so that none of it need be made: see `stand_ins`.
-HARMLESS = {
-    "argparse": ("Namespace",),
-    "builtins": ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "range", "slice", "str", "tuple"),
-    "collections": ("deque",),
-    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
-    "numpy": ("dtype", "ndarray"),
-    "numpy.core.multiarray": ("scalar", "_reconstruct"),
-    "numpy._core.multiarray": ("scalar", "_reconstruct"),  # since numpy 2
-    "pathlib": PATHS,
-    "pathlib._local": PATHS,  # Python 3.13
-    "torch.torch_version": ("TorchVersion",),
-    "types": ("SimpleNamespace",),
-}
-# Packages found everywhere, whose functions a hostile file would call. In all others are the author's own classes.
-EVERYWHERE = sys.stdlib_module_names | IMPORT_MAPPING.keys() | {"numpy", "pip", "setuptools", "torch", "torchvision"}
+# Packages found everywhere; in all others are the author's own classes, many of them dictionaries of some kind.
+EVERYWHERE = sys.stdlib_module_names | {"numpy", "torch", "torchvision"}
 
 
 class Inert(list):
@@ -65,66 +50,28 @@ class InertAttribute:
         return InertObject if owner is InertObject else Inert()  # only the former may be called
 
 
-def stand_ins(path: Path) -> list[tuple[type, str]]:
-    """What `torch.serialization.safe_globals` takes: for each harmless name in the file something inert.
-
-    torch's safe unpickler imports no name that it reads, but looks it up among its own and these, and refuses all
-    others. So even a harmless type is not itself made, and a path of another system or a class of the author's
-    that is not installed here is no obstacle.
-    """
+def names_in(path: Path) -> set[str]:
+    """The functions and classes that a file of torch.save names: {"argparse.Namespace", "numpy.dtype"}."""
     names = set()
-    with contextlib.suppress(Exception):  # no zip file, or a damaged one, of which torch.load will tell
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    inert = [f"{module}.{name}" for module, listed in HARMLESS.items() for name in listed]
-    inert += [name for name in names if name.startswith("torch.optim.")]
-    own = [name for name in names if name.partition(".")[0] not in EVERYWHERE]
-    objects = [(InertObject, name) for name in (*own, "collections.defaultdict")]
-    return [*((Inert, name) for name in inert), *objects, (InertAttribute, "builtins.getattr")]
-
-
-def refuse_text(path: Path) -> None:
-    """UserError if what was saved under the weights' name is text: a web page, a Git LFS pointer."""
-    with contextlib.suppress(OSError), path.open("rb") as file:  # `read_torch` says what is wrong with it
-        start = file.read(1000)
-        text = start.decode(errors="ignore").lstrip("\ufeff \t\r\n")
-        if re.match(r"<(!doctype|html|head|\?xml|!--)", text, re.IGNORECASE):
-            what = "a web page, not weights: the download led to an error message or a question"
-        elif text.startswith("version https://git-lfs"):
-            what = "a Git LFS pointer, which only names the weights: `git lfs pull` fetches them"
-        elif text and not re.search(rb"[^\t-\r -~\x80-\xff]", start):
-            what = f"text, not weights: it begins with {text.splitlines()[0][:40]!r}"
-        else:
-            return
-        raise UserError(f"{path} is {what}; expected the file itself, as torch.save wrote it")
-
-
-FORMATS = {  # the first bytes of files that hold weights in another form, and what they are
-    b"\x89HDF\r\n": "an HDF5 file, as Keras writes it",
-    b"\x1f\x8b": "a gzip archive: unpack it",
-    b"\x89PNG": "a picture",
-    b"BZh": "a bzip2 archive: unpack it",
-    b"7z\xbc\xaf": "a 7z archive: unpack it",
-    b"\x93NUMPY": "a NumPy array",
-}
-
-
-def refuse_other_formats(path: Path) -> None:
-    """UserError that names a file of another program, or one of torch's that is a program itself."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile):  # `read_torch` says what is wrong with it
-        with path.open("rb") as file:
-            start = file.read(16)
-        kinds = [what for first, what in FORMATS.items() if start.startswith(first)]
+    with contextlib.suppress(Exception), path.open("rb") as file:  # of what is damaged, torch.load will tell
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                names = file.namelist()
-            if any(name.endswith("/constants.pkl") for name in names):
-                kinds = ["a TorchScript program, which is never executed: save its state_dict() with torch.save"]
-            elif all(name.endswith(".npy") for name in names):
-                kinds = ["an archive of NumPy arrays"]
-            elif not any(name.endswith("data.pkl") for name in names):
-                kinds = ["a .zip archive: unpack it, or name the file as torch.save wrote it"]
-        if kinds:
-            raise UserError(f"{path} is {kinds[0]}; expected weights that torch.save wrote")
+            return set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        for _ in range(4):  # before PyTorch 1.6: four pickles in a row
+            found = [argument.split() for code, argument, _ in pickletools.genops(file) if code.name == "GLOBAL"]
+            names |= {f"{IMPORT_MAPPING.get(module, module)}.{name}" for module, name in found}
+    return names
+
+
+def stand_ins(path: Path) -> list[tuple[type, str]]:
+    """What `torch.serialization.safe_globals` takes: for each name in the file something inert.
+
+    torch's safe unpickler imports no name that it reads, but looks it up among its own and these. So nothing that the
+    file names is called or made, and a path of another system or a class that is not installed here is no obstacle.
+    """
+    names = names_in(path)
+    dictionaries = {name for name in names if name.partition(".")[0] not in EVERYWHERE} | {"collections.defaultdict"}
+    inert = [(InertObject if name in dictionaries else Inert, name) for name in names - {"builtins.getattr"}]
+    return [*inert, (InertAttribute, "builtins.getattr")]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -148,18 +95,6 @@ def is_safetensors(path: Path) -> bool:
     return False
 
 
-def kind_in_words(content: object) -> str:
-    """What a file without a state dict holds: "a list (a dictionary (epoch), a number)"."""
-    if isinstance(content, Inert):
-        return "an object of another program"
-    if isinstance(content, (dict, list, tuple)):
-        inside = [str(name) if isinstance(content, dict) else kind_in_words(name) for name in content]
-        listed = ", ".join(inside[:3]) + ", …" * (len(inside) > 3)
-        return f"a {'dictionary' if isinstance(content, dict) else type(content).__name__} ({listed or 'empty'})"
-    kinds = {Tensor: "a tensor", bool: "a truth value", int: "a number", float: "a number", str: "a text"}
-    return next((what for kind, what in kinds.items() if isinstance(content, kind)), f"a {type(content).__name__}")
-
-
 def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, dict[str, Tensor]]:
     """The dictionaries of nothing but tensors in `content` and `depth` levels below, by their keys, as "net.ema"."""
     if not isinstance(content, dict):
@@ -181,9 +116,8 @@ def tensors_among_others(content: object, path: Path) -> dict[str, dict[str, Ten
     tensors = {str(name): value for name, value in dict.items(content) if isinstance(value, Tensor)}
     if not any(tensor.ndim > 1 and tensor.is_floating_point() for tensor in tensors.values()):
         return {}
-    others = {str(name): kind_in_words(value) for name, value in dict.items(content) if str(name) not in tensors}
-    listed = ", ".join(f"{name} ({kind})" for name, kind in others.items())
-    print(f"{path} holds other things among its tensors, which are left out: {listed}", file=sys.stderr)
+    others = [str(name) for name in dict.keys(content) if str(name) not in tensors]
+    print(f"{path} holds other things among its tensors, which are left out: {', '.join(others)}", file=sys.stderr)
     return {"": tensors}
 
 
@@ -221,25 +155,23 @@ def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """A state dict of float32 tensors, by plain names; UserError if the file holds no such thing.
+    """A state dict, by plain names; UserError if the file holds no such thing.
 
     Where a file holds several, `key` chooses: "ema", or "models.ema" for one in another dictionary.
     """
-    refuse_text(path)
     if is_safetensors(path):
         content = read_safetensors(path)
     else:
-        refuse_other_formats(path)
         with torch.serialization.safe_globals(stand_ins(path)):
             content = read_torch(path)
     found = find_weights(content) or tensors_among_others(content, path)
     if not found:
-        raise UserError(f"{path} holds {kind_in_words(content)}, but no state dict: expected names with tensors")
+        raise UserError(f"{path} holds no state dict: expected names with tensors, as torch.save or safetensors write")
     weights = choose_weights(found, key, path)
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
     if not dense or any(tensor.is_quantized or tensor.is_complex() for tensor in weights.values()):
         raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
-    return {name: tensor.detach().float() for name, tensor in unwrapped_names(weights).items()}
+    return {name: tensor.detach() for name, tensor in unwrapped_names(weights).items()}
 
 
 def warn_of_non_finite(weights: dict[str, Tensor], path: Path) -> None:
@@ -248,14 +180,3 @@ def warn_of_non_finite(weights: dict[str, Tensor], path: Path) -> None:
     if broken:
         others = f" and {len(broken) - 1} more tensors hold" if broken[1:] else " holds"
         print(f"warning: in {path}, {broken[0]}{others} NaN or infinity: a training that diverged", file=sys.stderr)
-
-
-def refuse_unknown_pooling(weights: dict[str, Tensor], path: Path) -> None:
-    """UserError for torchvision's ResNets made for small images, whose accuracy can't be known from a file."""
-    names = {"conv1.weight", "layer1.0.conv1.weight", "fc.weight"}
-    if names <= weights.keys() and weights["conv1.weight"].shape[1:] == (3, 3, 3):
-        raise UserError(
-            f"{path} has torchvision's names for a ResNet, but a 3x3 first convolution: there are two such networks, "
-            "with and without a max-pool after it, which leaves no trace in the weights, so they can't be evaluated "
-            "safely; expected the names that common.py's ResNet18 has"
-        )

@@ -1,10 +1,9 @@
-"""What a model is to the rest: a class whose constructor's arguments are its options, and what it says of itself."""
+"""What a model may say of itself, and what it takes."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,12 @@ from cifar10lab.terminal.errors import UserError
 
 @dataclass(frozen=True)
 class Interface:
-    """What a model may say of itself, as attributes and methods of these names; what it doesn't say is as here.
+    """What a model may say of itself, as its attribute `cifar10_interface` or by a method of that name.
 
-    Its constructor raises ValueError for options that it can't take.
+    Nothing else of a model is looked at: `Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))`, say.
     """
 
-    # Of its normalisation, per channel from 0 to 1; here CIFAR-10's own.
+    # Of the normalisation of its images, per channel from 0 to 1; here CIFAR-10's own.
     mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
     std: Sequence[float] = (0.2470, 0.2435, 0.2616)
     # Whether it gains from that memory layout, and from that precision.
@@ -33,14 +32,14 @@ class Interface:
     # Called once before training with all training images, uint8 (N, 3, 32, 32), in order of their classes if they are
     # from a folder.
     initialise: Callable[[Tensor], None] = lambda images: None
-    # Which options a state dict is of, where they aren't the constructor's defaults.
-    options_from: Callable[[Mapping[str, Tensor]], dict[str, object]] = lambda weights: {}
+    # Options that weights tell without their run, as the length of a tensor: {"width": "conv1.weight"}.
+    lengths: Mapping[str, str] = field(default_factory=dict)
 
 
 def interface_of(model: nn.Module) -> Interface:
-    """What that instance says of itself, in its class or in its constructor."""
-    names = [field.name for field in dataclasses.fields(Interface)]
-    return Interface(**{name: getattr(model, name) for name in names if hasattr(model, name)})
+    """What the model says of itself, or the defaults."""
+    says = getattr(model, "cifar10_interface", Interface())
+    return says() if callable(says) else says
 
 
 def tried(model: nn.Module) -> nn.Module:

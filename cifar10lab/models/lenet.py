@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar10lab.models.interface import Interface
+
 
 class LeNet(nn.Module):
     """LeNet of PyTorch's tutorial "Training a classifier": 62,006 parameters.
@@ -13,8 +15,7 @@ class LeNet(nn.Module):
     between the linear layers. https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
     """
 
-    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    cuda_graphs = True
+    cifar10_interface = Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), cuda_graphs=True)
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

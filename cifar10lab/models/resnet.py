@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cifar10lab.models.interface import Interface
 
 
 class BasicBlock(nn.Module):
@@ -35,15 +35,15 @@ class ResNet18(nn.Module):
     He et al. 2015, https://arxiv.org/abs/1512.03385
     """
 
-    bf16 = cuda_graphs = True
-
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         if width < 1:
             raise ValueError("width must be a whole number of at least 1")
         # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
         # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
-        self.channels_last = width >= 16
+        self.cifar10_interface = Interface(
+            channels_last=width >= 16, bf16=True, cuda_graphs=True, lengths={"width": "conv1.weight"}
+        )
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
@@ -51,12 +51,6 @@ class ResNet18(nn.Module):
         self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2), BasicBlock(4 * width, 4 * width, 1))
         self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2), BasicBlock(8 * width, 8 * width, 1))
         self.linear = nn.Linear(8 * width, 10)
-
-    @staticmethod
-    def options_from(weights: Mapping[str, Tensor]) -> dict[str, object]:
-        """The options of the model whose state dict this may be."""
-        stem = weights.get("conv1.weight")
-        return {"width": len(stem)} if stem is not None and stem.ndim == 4 and 0 < len(stem) < 10_000 else {}
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
