@@ -1,6 +1,6 @@
-"""What the CIFAR-10 experiments share, in the order a run flows.
+"""What the CIFAR-10 experiments share, from the top: a run, and what it calls, in the order in which it calls it.
 
-one run's parts -> training and evaluation -> its state and checkpoint -> results -> a run
+what is to be trained -> begun or resumed -> trained: epochs, steps, tests -> saved and written -> the command line
 
 An experiment script states its `Settings` and calls `main`; a notebook calls `run`, and `load` for a trained model.
 Nothing runs on import, except that OpenMP is asked, before torch loads it, not to keep a core busy while it waits.
@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 import json
-import math
 import os
 import re
 import shlex
@@ -21,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar10lab.data.augmentation import augment, pad, scaled
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
 from cifar10lab.devices.execution import (
     Execution,
@@ -54,6 +54,7 @@ from cifar10lab.devices.processes import (
     note_launch,
     share_buffers,
 )
+from cifar10lab.files.earlier import code_of_results, move_results, set_aside
 from cifar10lab.files.locks import locked_run_folder
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
@@ -62,24 +63,30 @@ from cifar10lab.inspection.models import load
 from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
-from cifar10lab.results.descriptions import describe_epoch, describe_result
+from cifar10lab.results.descriptions import describe_epoch, describe_result, describe_seeds
+from cifar10lab.results.history import HISTORY, best_epoch, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
 from cifar10lab.results.reference import standing
+from cifar10lab.settings.code import code_record
 from cifar10lab.settings.differences import describe, differences
 from cifar10lab.settings.experiment import (
-    EARLIER_VALUES,
     HERE,
     Settings,
+    checked,
     config_of,
     options_of,
     parse_arguments,
     stated_settings,
-    validated,
 )
+from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption
 from cifar10lab.terminal.output import make_output_last, progress_bar
 
 __all__ = ["Interface", "Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
+
+CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
+EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
+TRAIN_EVALUATION_IMAGES = 10_000
 
 
 class Interrupted(Exception):
@@ -89,22 +96,103 @@ class Interrupted(Exception):
         return f"stopped by signal {self.args[0]} and saved: go on with resume=True"
 
 
-# --- One run's parts --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Run:
+class Training:
     """What belongs to one run and stays while its state moves on."""
 
     settings: Settings
     execution: Execution
-    data: Data  # on the execution's device
+    data: Data  # from `ready_to_train` on, on the execution's device
     model: nn.Module  # whose weights are trained and saved
-    interface: Interface  # what it says of itself
-    network: nn.Module  # the model as training calls it: in its precision, wrapped for its GPUs or processes
-    optimizer: torch.optim.Optimizer
-    folder: Path  # of its files
-    signals: list[int]  # numbers of those that have arrived
+    folder: Path  # of the run's files
+    changed: str = ""  # in what the settings differ from the stated ones, as "lr=0.01,seed=1"
+    code: dict[str, object] = dataclasses.field(default_factory=dict)  # which code this is, as loss.json keeps it
+    started: str = ""  # as "2026-11-29T20:15:00+01:00"
+    signals: list[int] = dataclasses.field(default_factory=list)  # numbers of those that have arrived
+    network: nn.Module | None = None  # from `ready_to_train` on: the model in its precision, wrapped for its GPUs or
+    optimizer: torch.optim.Optimizer | None = None  # processes, and what trains it
+
+    @property
+    def interface(self) -> Interface:
+        """What the model says of itself."""
+        return interface_of(self.model)
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run has come. `checkpoint.pth` has these entries beside those of model and optimizer.
+
+    No random-number state is needed: `epoch_chunks` derives all of it from seed, epoch and step.
+    """
+
+    epoch: int = 1  # in progress
+    step: int = 0  # its steps so far,
+    # their losses, float32 (steps,), summed over this process's images (on disk, over those of all processes),
+    losses: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))
+    seconds: float = 0.0  # and the time they took
+    total_seconds: float = 0.0  # the run's, with evaluations and saving
+    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
+    steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
+    best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    parts: list[dict] = dataclasses.field(default_factory=list)  # those before this one, as `parts_so_far` has them
+    mirrored_test_accuracy: float | None = None  # of a run that has ended, and trained with flips
+
+
+def run(settings: Settings, stated: Settings | None = None) -> dict:
+    """Train as the experiment's script does with these settings; what it writes to `loss.json`.
+
+    The folder is named after what differs from the `stated` settings, by default those of the experiment's script.
+    Raises UserError for what the user can put right, and Interrupted after a signal; the same settings
+    with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([]))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        training, warning = to_be_trained(settings, stated)
+        first = training.execution.rank == 0
+        if first:
+            stack.enter_context(locked_run_folder(training.folder))
+            sys.stderr.write(warning)
+            announce(training)
+        saved = from_rank_0(saved_run(training) if first else None)
+        if saved and "result" in saved:
+            leave_processes()
+            return saved
+        training = ready_to_train(training, saved)
+        stack.enter_context(process_settings(training.execution.device, training.signals))
+        state = train(training, continue_from(training, saved) if saved else State())
+        record = run_record(training, state)
+        if first:
+            write_results(training, record, state.best_model)
+            note_launch(training.execution.store, training.folder, "finished")
+            sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
+        leave_processes()
+    return record
+
+
+# --- What is to be trained --------------------------------------------------------------------
+
+
+def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training, str]:
+    """The settings' model and data, and where they are trained; and a warning if nobody asked for these data.
+
+    UserError if they don't fit each other.
+    """
+    stated = stated or stated_settings(settings.experiment) or settings
+    settings = checked(settings)
+    model = build_model(settings)
+    interface = interface_of(model)
+    execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
+    data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if execution.rank == 0 else None)
+    data = hold_out(data, settings.validation_images)
+    with torch.no_grad():
+        interface.initialise(data.train_images)
+        check_smallest_share(tried(model), settings, len(data.train_labels), execution.world_size)
+    differing = differences(config_of(settings), config_of(stated))
+    folder, changed = run_folder(settings, differing, data.name), describe(differing)
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    return Training(settings, execution, data, model, folder, changed, code_record(settings), started), warning
 
 
 def build_model(settings: Settings) -> nn.Module:
@@ -142,75 +230,185 @@ def check_smallest_share(model: nn.Module, settings: Settings, images: int, proc
         raise UserError(f"{batches}, which {name} can't be trained on: try another --batch-size") from error
 
 
+def run_folder(settings: Settings, differing: dict[str, object], dataset: str) -> Path:
+    """modelset/<experiment>/, with a subfolder named after what differs from the stated settings."""
+    name = describe(differing if dataset == "cifar10" else differing | {"dataset": dataset})
+    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", name))
+
+
+def announce(training: Training) -> None:
+    """Print what is about to be trained, and in what it differs from the stated settings; all are in loss.json."""
+    data, execution = training.data, training.execution
+    print(f"{training.settings.experiment}, {training.changed.replace(',', ', ') or 'as stated'}")
+    print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
+    if training.settings.data_parallel and execution.parallel == "none":
+        print("no more than one GPU to use: training without DataParallel")
+
+
+# --- Begun or resumed -------------------------------------------------------------------------
+
+
+def saved_run(training: Training) -> dict | None:
+    """With `--resume` the folder's checkpoint, or the record of its finished run, or None to start at the beginning.
+
+    Prints which, and why; processes that torchrun starts again continue, too.
+    UserError if what is to be continued is damaged or of other settings; without `--resume` a checkpoint is set aside.
+    """
+    path, resume = training.folder / "checkpoint.pth", training.settings.resume
+    launch = launch_note(training.execution.store, training.folder)
+    if not path.is_file():
+        return finished_run(training) if resume or launch == "finished" else None
+    if not (resume or launch):
+        set_aside(path)
+        return None
+    checkpoint = read_checkpoint(path)
+    check_same_run(checkpoint, training, path)
+    precision = f" in {checkpoint['parts'][-1]['environment']['precision']}" if checkpoint["parts"] else ""
+    print(f"resuming at epoch {checkpoint['epoch']}, step {checkpoint['step']}{precision}")
+    if checkpoint["code"] != training.code:
+        print("note: the code has changed since; loss.json will say which part is of which")
+    return checkpoint
+
+
+def finished_run(training: Training) -> dict | None:
+    """The record of the folder's finished run, or None if there is none; UserError if it is of other settings."""
+    folder, path = training.folder, training.folder / "loss.json"
+    if not all((folder / name).is_file() for name in ("best_model.pth", "model.pth", "loss.json")):
+        print(f"no checkpoint in {folder}: starting at the beginning")
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        check_same_run(record, training, path)
+        print(f"this run has finished, {describe_result(record['result'])}: {folder}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is no result of these scripts: give another --output") from error
+    return record
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A `checkpoint.pth`; UserError if it is damaged or another file."""
+    checkpoint = read_torch(path)
+    needed = {"config", "code", "dataset", "model", "optimizer", *vars(State())}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise UserError(f"{path} is no checkpoint of these scripts")
+    return checkpoint
+
+
+def check_same_run(saved: dict, training: Training, path: Path) -> None:
+    """UserError that lists what differs from the settings and data of a checkpoint or a finished run.
+
+    A constant learning rate does not depend on the epochs to come, so that a checkpoint may have more of them, if all
+    images have one size.
+    """
+    settings, was = training.settings, saved["config"]
+    changed = differences(config_of(settings), was)
+    independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1
+    if independent and settings.epochs >= was["epochs"] and "result" not in saved:
+        changed.pop("epochs", None)
+    texts = [f"{name} {was.get(name)} -> {value}" for name, value in changed.items()]
+    data, before = dataset_record(training.data), saved["dataset"]
+    if "checksum" in before:  # the images and their order decide, not the form in which they lie there
+        data, before = ({"images": record["source"], "checksum": record["checksum"]} for record in (data, before))
+        same = data["checksum"] == before["checksum"]
+        texts += [] if same else [f"other images or in another order: {before['images']} -> {data['images']}"]
+    else:
+        texts += [f"{name} {before.get(name)} -> {value}" for name, value in data.items() if before.get(name) != value]
+    if texts:
+        raise UserError(
+            f"{path} is of other settings ({', '.join(texts)}): give the same ones, or start without --resume"
+        )
+
+
+def ready_to_train(training: Training, checkpoint: dict | None = None) -> Training:
+    """The same with data and model on their device, and a network and an optimizer; in the checkpoint's precision."""
+    execution, settings = training.execution, training.settings
+    precision = from_rank_0(execution.precision)  # machines may differ
+    if checkpoint and checkpoint["parts"]:
+        precision = checkpoint["parts"][-1]["environment"]["precision"]
+    execution = dataclasses.replace(execution, precision=precision)
+    if execution.rank == 0:
+        note_launch(execution.store, training.folder, "begun")
+    model, interface = to_device(training.model, execution.device), training.interface
+    optimizer = interface.optimizer(settings) if interface.optimizer else sgd(model.parameters(), settings)
+    arrays = {
+        name: value.to(execution.device) for name, value in vars(training.data).items() if isinstance(value, Tensor)
+    }
+    data = dataclasses.replace(training.data, **arrays)
+    network = parallel_network(InPrecision(model, execution.precision), execution, interface.cuda_graphs)
+    started = checkpoint["started"] if checkpoint else training.started
+    made = {"execution": execution, "data": data, "network": network, "optimizer": optimizer}
+    return dataclasses.replace(training, started=started, **made)
+
+
 def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
     """SGD as the settings state it, over parameters or groups of them."""
     rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     return torch.optim.SGD(parameters, **rates, nesterov=settings.nesterov, fused=True)
 
 
-def prepare_run(settings: Settings, execution: Execution, data: Data, model: nn.Module, folder: Path) -> Run:
-    """Everything that training needs, on the execution's device."""
-    model, interface = to_device(model, execution.device), interface_of(model)
-    optimizer = interface.optimizer(settings) if interface.optimizer else sgd(model.parameters(), settings)
-    arrays = {name: value.to(execution.device) for name, value in vars(data).items() if isinstance(value, Tensor)}
-    data = dataclasses.replace(data, **arrays)
-    network = parallel_network(InPrecision(model, execution.precision), execution, interface.cuda_graphs)
-    return Run(settings, execution, data, model, interface, network, optimizer, folder, [])
+def continue_from(training: Training, checkpoint: dict) -> State:
+    """Load a checkpoint's model and optimizer; its state, as training goes on from it."""
+    training.model.load_state_dict(checkpoint["model"])
+    training.optimizer.load_state_dict(checkpoint["optimizer"])
+    state = State(**{name: checkpoint[name] for name in vars(State()) if name in checkpoint})
+    now = {"environment": environment_in_use(training), "code": training.code}
+    same = state.parts and now.items() <= state.parts[-1].items()
+    # Losses so far are those of all processes: rank 0's share from here on.
+    losses = state.losses * (training.execution.rank == 0)
+    return dataclasses.replace(state, losses=losses, parts=state.parts[:-1] if same else state.parts)
 
 
-# --- Training and evaluation ------------------------------------------------------------------
-
-CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
-EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
-TRAIN_EVALUATION_IMAGES = 10_000
-ONE_CYCLE_PEAK = 0.23  # the part of the run at which the learning rate is highest, as in fast_model.py's paper
-HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
+# --- Trained: epochs, steps, tests ------------------------------------------------------------
 
 
-def train(run: Run, state: State) -> State:
+def train(training: Training, state: State) -> State:
     """Train on from `state` to the run's last epoch, save it after each, and return it.
 
     When a signal arrives, the steps so far are saved and Interrupted is raised. Raises UserError when the loss
     becomes NaN or infinite.
     """
     began = time.perf_counter() - state.total_seconds
-    run.model.train()
-    while state.epoch <= run.settings.epochs:
+    training.model.train()
+    while state.epoch <= training.settings.epochs:
         try:
-            for reached in train_epoch(run, state):
+            for reached in train_epoch(training, state):
                 state = reached  # also when a signal ends the epoch early
             losses = all_reduce(state.losses)
             check_finite(losses, state.epoch, 0)
-            row = evaluate_epoch(run, state, losses)
+            row = evaluate_epoch(training, state, losses)
         except Interrupted:
-            save_state(run, dataclasses.replace(state, total_seconds=time.perf_counter() - began))
+            save_state(training, dataclasses.replace(state, total_seconds=time.perf_counter() - began))
             raise
-        state = next_epoch(run, state, losses, row)
+        state = next_epoch(training, state, losses, row)
         state = dataclasses.replace(state, total_seconds=time.perf_counter() - began)
-        save_state(run, state)
-        if run.execution.rank == 0:
-            print(describe_epoch(row, run.settings.epochs, len(run.data.train_labels)))
-    if run.settings.augment:
-        _, accuracy = evaluate(run, run.data.test_images, run.data.test_labels, mirrored=True)
+        save_state(training, state)
+        if training.execution.rank == 0:
+            print(describe_epoch(row, training.settings.epochs, len(training.data.train_labels)))
+    if training.settings.augment:
+        _, accuracy = evaluate(training, training.data.test_images, training.data.test_labels, mirrored=True)
         state = dataclasses.replace(state, mirrored_test_accuracy=accuracy)
     return dataclasses.replace(state, total_seconds=time.perf_counter() - began)
 
 
-def train_epoch(run: Run, state: State) -> Iterator[State]:
+def train_epoch(training: Training, state: State) -> Iterator[State]:
     """Train to the end of the epoch in progress; the state after each chunk, and at the end.
 
     Raises Interrupted when a signal has arrived: the state before it is then the one to be saved.
     """
-    count, size, on_cpu = len(run.data.train_labels), run.settings.batch_size, run.execution.device.type == "cpu"
-    title, done = f"epoch {state.epoch}/{run.settings.epochs}", min(state.step * size, count)
-    with tiny_steps(size), progress_bar(title, count, done, hidden=run.execution.rank != 0) as bar:
+    count, size, on_cpu = (
+        len(training.data.train_labels),
+        training.settings.batch_size,
+        training.execution.device.type == "cpu",
+    )
+    title, done = f"epoch {state.epoch}/{training.settings.epochs}", min(state.step * size, count)
+    with tiny_steps(size), progress_bar(title, count, done, hidden=training.execution.rank != 0) as bar:
         started = time.perf_counter() - state.seconds
-        for batches, sizes, rates in epoch_chunks(run, state.epoch, state.step):
-            check_signals(run)
-            losses = train_chunk(run, batches, sizes, rates)
+        for batches, sizes, rates in epoch_chunks(training, state.epoch, state.step):
+            check_signals(training)
+            losses = train_chunk(training, batches, sizes, rates)
             if on_cpu:  # on a GPU this would make the host wait
                 check_finite(losses, state.epoch, state.step)
-                bar.set_postfix(loss=f"{losses.sum() * run.execution.world_size / sum(sizes):.3f}", refresh=False)
+                bar.set_postfix(loss=f"{losses.sum() * training.execution.world_size / sum(sizes):.3f}", refresh=False)
             bar.update(sum(sizes))
             losses = torch.cat([state.losses.to(losses.device), losses])
             seconds = time.perf_counter() - started
@@ -220,27 +418,7 @@ def train_epoch(run: Run, state: State) -> Iterator[State]:
         yield dataclasses.replace(state, losses=losses, seconds=time.perf_counter() - started)
 
 
-def train_chunk(run: Run, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]) -> Tensor:
-    """One step per batch, on this process's shares of them; float32 (batches,): each loss, summed over its images.
-
-    What is minimised is the mean over the whole batch, whose size `sizes` has, at the learning rate in `rates`.
-    """
-    losses, parameters, world_size = [], list(run.model.parameters()), run.execution.world_size
-    weights = {size: torch.full((), world_size / size, device=run.execution.device) for size in set(sizes)}
-    smoothing = run.settings.label_smoothing
-    for (images, labels), size, rate in zip(batches, sizes, rates, strict=True):
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_factor", 1)
-        loss = F.cross_entropy(run.network(images), labels, reduction="sum", label_smoothing=smoothing)
-        for parameter in parameters:
-            parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
-        loss.backward(weights[size])
-        run.optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses)
-
-
-def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list, list]]:
+def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list, list]]:
     """The epoch's batches from `step` on, prepared a chunk of them at a time.
 
     Yields this process's shares of the batches, (images float32, labels), the whole batches' sizes, and the learning
@@ -248,8 +426,8 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[T
     Order and augmentation follow from seed and epoch alone: neither the number of processes nor
     an interruption changes them. Dropout's masks follow from seed, epoch, step and rank, by a stream of their own.
     """
-    data, rank, seed, settings = run.data, run.execution.rank, run.settings.seed, run.settings
-    count, device = len(data.train_labels), run.execution.device
+    data, rank, seed, settings = training.data, training.execution.rank, training.settings.seed, training.settings
+    count, device = len(data.train_labels), training.execution.device
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     order = torch.randperm(count, generator=generator).to(device)
     shifts = torch.randint(0, 2 * settings.crop_padding + 1, (2, count), generator=generator).to(device)
@@ -262,120 +440,91 @@ def epoch_chunks(run: Run, epoch: int, step: int) -> Iterator[tuple[list[tuple[T
     for first in range(step, len(steps), chunk_steps):
         torch.manual_seed(mixed_seed(seed, epoch, first, rank, 1))  # 0s at the end would change nothing
         chunk = steps[first : first + chunk_steps]
-        shares = [positions.tensor_split(run.execution.world_size)[rank] for positions in chunk]
+        shares = [positions.tensor_split(training.execution.world_size)[rank] for positions in chunk]
         share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
         images, labels = data.train_images[order[positions]], data.train_labels[order[positions]]
         if settings.augment:
-            images = augment(pad(images, settings), shifts[:, positions], flips[positions])
-        images = scaled(model_input(images, run.interface), resolution(settings, epoch))
+            padded = pad(images, settings.crop_padding, settings.padding_mode)
+            images = augment(padded, shifts[:, positions], flips[positions])
+        images = scaled(model_input(images, training.interface), resolution(settings, epoch))
         batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
         yield batches, [len(positions) for positions in chunk], rates
 
 
-def pad(images: Tensor, settings: Settings) -> Tensor:
-    """uint8 (N, 3, 32, 32) -> uint8 (N, 3, 32 + 2 P, 32 + 2 P) with P = `crop_padding`, as `padding_mode` says."""
-    if settings.padding_mode == "constant":
-        return F.pad(images, (settings.crop_padding,) * 4)
-    places = torch.arange(-settings.crop_padding, 32 + settings.crop_padding, device=images.device)
-    places = 31 - (31 - places.abs()).abs()  # F.pad can't reflect uint8
-    return images[:, :, places][..., places]
+def mixed_seed(*numbers: int) -> int:
+    """A 32-bit seed that depends on all of `numbers`, such as the run's seed and the epoch."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def augment(padded: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Each padded image cropped to 32x32 at its own place, and flipped or not; uint8 (N, 3, 32, 32).
+def train_chunk(
+    training: Training, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]
+) -> Tensor:
+    """One step per batch, on this process's shares of them; float32 (batches,): each loss, summed over its images.
 
-    `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
+    What is minimised is the mean over the whole batch, whose size `sizes` has, at the learning rate in `rates`.
     """
-    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
-    crops = windows[torch.arange(len(padded), device=padded.device), :, shifts[0], shifts[1]]
-    return torch.where(flips[:, None, None, None], crops.flip(3), crops)
+    losses, parameters, world_size = [], list(training.model.parameters()), training.execution.world_size
+    weights = {size: torch.full((), world_size / size, device=training.execution.device) for size in set(sizes)}
+    smoothing = training.settings.label_smoothing
+    for (images, labels), size, rate in zip(batches, sizes, rates, strict=True):
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_factor", 1)
+        loss = F.cross_entropy(training.network(images), labels, reduction="sum", label_smoothing=smoothing)
+        for parameter in parameters:
+            parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
+        loss.backward(weights[size])
+        training.optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
 
 
-def mixed_seed(*parts: int) -> int:
-    """A 32-bit seed that depends on all of `parts`, such as the run's seed and the epoch."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def scaled(images: Tensor, size: int) -> Tensor:
-    """float32 (N, 3, 32, 32) -> float32 (N, 3, size, size), bilinearly, without smoothing before it."""
-    return images if size == 32 else F.interpolate(images, size=(size, size), mode="bilinear")
-
-
-def sizes_of(settings: Settings) -> list[int]:
-    """The training images' sizes in pixels, in the order of the run."""
-    return [int(size) for size in (settings.resolutions or "32").split(",")]
-
-
-def resolution(settings: Settings, epoch: int) -> int:
-    """The size in pixels of the training images in `epoch`, 1 to `epochs`."""
-    sizes = sizes_of(settings)
-    return sizes[(epoch - 1) * len(sizes) // settings.epochs]
-
-
-def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
-    """The rate at that part, 0 to 1, of `epoch`, 1 to `epochs`.
-
-    "cosine" falls to 0 over the run's epochs, from epoch to epoch (Loshchilov & Hutter,
-    https://arxiv.org/abs/1608.03983). The others change at every step: "linear" falls from `lr` to 0; "one-cycle" rises
-    linearly from a fifth of `lr` to `lr` and falls linearly to 0 (after Smith & Topin, https://arxiv.org/abs/1708.07120).
-    """
-    if settings.schedule == "constant":
-        return settings.lr
-    if settings.schedule == "cosine":
-        return settings.lr * ((1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2)
-    done = (epoch - 1 + part) / settings.epochs
-    if settings.schedule == "linear":
-        return settings.lr * (1 - done)
-    return settings.lr * min(0.2 + 0.8 * done / ONE_CYCLE_PEAK, (1 - done) / (1 - ONE_CYCLE_PEAK))
-
-
-def evaluate(run: Run, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
-
-    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, logits are means of both sides.
-    """
-    execution, network, sums = run.execution, InPrecision(run.model, run.execution.precision), []
-    run.model.eval()
-    with torch.inference_mode():
-        for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
-            check_signals(run)
-            share = batch.tensor_split(execution.world_size)[execution.rank]
-            views = [images[share], images[share].flip(3)] if mirrored else [images[share]]
-            logits = sum(network(model_input(view, run.interface)) for view in views) / len(views)
-            loss = F.cross_entropy(logits, labels[share], reduction="sum")
-            sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
-        loss, correct = all_reduce(torch.stack(sums)).double().sum(0).tolist()
-    run.model.train()
-    return loss / len(labels), 100 * correct / len(labels)
-
-
-def evaluate_epoch(run: Run, state: State, losses: Tensor) -> dict[str, float]:
+def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str, float]:
     """What the ended epoch, whose steps had these losses, adds to the history."""
-    data, part = run.data, evaluated_part(run.data)
-    share_buffers(run.model)  # rank 0's are saved
-    _, train_accuracy = evaluate(run, data.train_images[part], data.train_labels[part])
-    test_loss, test_accuracy = evaluate(run, data.test_images, data.test_labels)
+    data, some = training.data, evaluated_images(training.data)
+    share_buffers(training.model)  # rank 0's are saved
+    _, train_accuracy = evaluate(training, data.train_images[some], data.train_labels[some])
+    test_loss, test_accuracy = evaluate(training, data.test_images, data.test_labels)
     check_finite(torch.tensor(test_loss), state.epoch, state.step - 1)
-    train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(run.settings, state.epoch)
+    train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(training.settings, state.epoch)
     row = (state.epoch, train_loss, train_accuracy, test_loss, test_accuracy, rate, state.seconds)
     validation = {}
     if len(data.validation_labels):
-        loss, accuracy = evaluate(run, data.validation_images, data.validation_labels)
+        loss, accuracy = evaluate(training, data.validation_images, data.validation_labels)
         check_finite(torch.tensor(loss), state.epoch, state.step - 1)
         validation = {"validation_loss": loss, "validation_accuracy": accuracy}
     return dict(zip(HISTORY, row, strict=True)) | validation
 
 
-def evaluated_part(data: Data) -> slice:
+def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
+
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, logits are means of both sides.
+    """
+    execution, network, sums = training.execution, InPrecision(training.model, training.execution.precision), []
+    training.model.eval()
+    with torch.inference_mode():
+        for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
+            check_signals(training)
+            share = batch.tensor_split(execution.world_size)[execution.rank]
+            views = [images[share], images[share].flip(3)] if mirrored else [images[share]]
+            logits = sum(network(model_input(view, training.interface)) for view in views) / len(views)
+            loss = F.cross_entropy(logits, labels[share], reduction="sum")
+            sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
+        loss, correct = all_reduce(torch.stack(sums)).double().sum(0).tolist()
+    training.model.train()
+    return loss / len(labels), 100 * correct / len(labels)
+
+
+def evaluated_images(data: Data) -> slice:
     """The training images that the training accuracy is measured on, spread over the classes."""
     return slice(0, None, -(-len(data.train_labels) // TRAIN_EVALUATION_IMAGES))
 
 
-def check_signals(run: Run) -> None:
+def check_signals(training: Training) -> None:
     """Interrupted if a signal has arrived: a signal to one process stops all of them after the same step."""
-    number = max(run.signals, default=0)
-    if run.execution.world_size > 1:
+    number = max(training.signals, default=0)
+    if training.execution.world_size > 1:
         numbers = torch.tensor(number)
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         number = int(numbers)
@@ -391,57 +540,21 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
         raise UserError(f"the loss is no finite number any more at epoch {epoch}, step {step}: try a lower --lr")
 
 
-# --- A run's state and its checkpoint ---------------------------------------------------------
+# --- Saved and written ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class State:
-    """How far a run has come. `checkpoint.pth` has these entries beside those of model and optimizer.
-
-    No random-number state is needed: `epoch_chunks` derives all of it from seed, epoch and step.
-    """
-
-    epoch: int = 1  # in progress
-    step: int = 0  # its steps so far,
-    # their losses, float32 (steps,), summed over this process's images (on disk, over those of all processes),
-    losses: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))
-    seconds: float = 0.0  # and the time they took
-    total_seconds: float = 0.0  # the run's, with evaluations and saving
-    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
-    steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
-    best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    parts: list[dict] = dataclasses.field(default_factory=list)  # those before this one, as `run_parts` has them
-    mirrored_test_accuracy: float | None = None  # of a run that has ended, and trained with flips
-
-
-def next_epoch(run: Run, state: State, losses: Tensor, row: dict[str, float]) -> State:
+def next_epoch(training: Training, state: State, losses: Tensor, row: dict[str, float]) -> State:
     """The state at the beginning of the next epoch: the ended one's steps had these losses; `row` is its history."""
     history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
     best = best_epoch(history)[0] == row["epoch"]
-    size, count = run.settings.batch_size, len(run.data.train_labels)
+    size, count = training.settings.batch_size, len(training.data.train_labels)
     return State(
         epoch=state.epoch + 1,
         history=history,
-        steps=finer_losses(state.steps, losses, state.epoch, size, count),
-        best_model=weights_on_cpu(run.model) if best else state.best_model,
+        steps=finer_losses(state.steps, losses.numpy(), state.epoch, size, count),
+        best_model=weights_on_cpu(training.model) if best else state.best_model,
         parts=state.parts,
     )
-
-
-def finer_losses(steps: dict, losses: Tensor, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
-    """`steps` with the training loss of each twelfth of the epoch, placed at its end."""
-    edges = np.linspace(0, len(losses), min(len(losses), 12) + 1).round().astype(int)
-    sums = np.add.reduceat(losses.double().numpy(), edges[:-1])
-    ends = np.minimum(edges * batch_size, images)
-    epochs = (epoch - 1 + ends[1:] / images).round(4)
-    means = sums / np.diff(ends)
-    return {"epoch": steps["epoch"] + epochs.tolist(), "train_loss": steps["train_loss"] + means.tolist()}
-
-
-def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
-    """The first epoch with the best accuracy, and whether "validation" or "test" images chose it."""
-    images = "validation" if "validation_accuracy" in history else "test"
-    return history["epoch"][int(np.argmax(history[f"{images}_accuracy"]))], images
 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
@@ -449,123 +562,42 @@ def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def run_parts(run: Run, state: State) -> list[dict]:
-    """A run's parts that were trained in different environments, each with it and its training images and seconds."""
-    count, history, size = len(run.data.train_labels), state.history, run.settings.batch_size
-    images = count * len(history["epoch"]) + min(state.step * size, count)
-    images -= sum(part["images"] for part in state.parts)
-    seconds = sum(history["seconds"]) + state.seconds - sum(part["seconds"] for part in state.parts)
-    part = {"environment": environment_in_use(run), "images": images, "seconds": seconds}
-    return [*state.parts, part] if images else state.parts
-
-
-def environment_in_use(run: Run) -> dict[str, object]:
-    """Where the run is trained, with the threads that its steps use."""
-    with tiny_steps(run.settings.batch_size):
-        return environment_record(run.execution)
-
-
-def save_state(run: Run, state: State) -> None:
+def save_state(training: Training, state: State) -> None:
     """Write `checkpoint.pth`; every process must call this, and rank 0 writes."""
-    state = dataclasses.replace(state, losses=all_reduce(state.losses), parts=run_parts(run, state))
-    if run.execution.rank == 0:
-        head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
-        parts = {"dataset": dataset_record(run.data), "model": run.model.state_dict()}
-        content = {**head, **parts, "optimizer": run.optimizer.state_dict(), **vars(state)}
+    state = dataclasses.replace(state, losses=all_reduce(state.losses), parts=parts_so_far(training, state))
+    if training.execution.rank == 0:
+        weights = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}
         try:
-            write_torch(run.folder / "checkpoint.pth", content)
+            write_torch(training.folder / "checkpoint.pth", {**record_head(training), **weights, **vars(state)})
         except FileInUse as error:
             print(f"warning: {error}. The run goes on.", file=sys.stderr)
 
 
-def run_to_continue(folder: Path, settings: Settings, dataset: dict[str, object], launch: str) -> dict | None:
-    """With `--resume` the folder's checkpoint, or the record of its finished run, or None to start at the beginning.
-
-    Prints which, and why. `launch` is what `launch_note` says: processes that torchrun starts again continue, too.
-    UserError if what is to be continued is damaged or of other settings; without `--resume` a checkpoint is set aside.
-    """
-    path = folder / "checkpoint.pth"
-    if not path.is_file():
-        if settings.resume or launch == "finished":
-            return finished_run(folder, settings, dataset)
-        return None
-    if not (settings.resume or launch):
-        set_aside(path)
-        return None
-    checkpoint = read_checkpoint(path)
-    check_same_settings(checkpoint, settings, dataset, path)
-    precision = f" in {checkpoint['parts'][-1]['environment']['precision']}" if checkpoint["parts"] else ""
-    print(f"resuming at epoch {checkpoint['epoch']}, step {checkpoint['step']}{precision}")
-    return checkpoint
+def record_head(training: Training) -> dict[str, object]:
+    """What `loss.json` and the checkpoint begin with: what is trained, on which data, by which code."""
+    head = {"experiment": training.settings.experiment, "config": config_of(training.settings)}
+    return {**head, "started": training.started, "code": training.code, "dataset": dataset_record(training.data)}
 
 
-def finished_run(folder: Path, settings: Settings, dataset: dict[str, object]) -> dict | None:
-    """The record of the folder's finished run, or None if there is none; UserError if it is of other settings."""
-    path = folder / "loss.json"
-    if not all((folder / name).is_file() for name in ("best_model.pth", "model.pth", "loss.json")):
-        print(f"no checkpoint in {folder}: starting at the beginning")
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_same_settings(record, settings, dataset, path)
-        print(f"this run has finished, {describe_result(record['result'])}: {folder}")
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is no result of these scripts: give another --output") from error
-    return record
+def parts_so_far(training: Training, state: State) -> list[dict]:
+    """A run's parts, each trained in one environment and by one code, with both, its training images and seconds."""
+    count, history, size = len(training.data.train_labels), state.history, training.settings.batch_size
+    images = count * len(history["epoch"]) + min(state.step * size, count)
+    images -= sum(part["images"] for part in state.parts)
+    seconds = sum(history["seconds"]) + state.seconds - sum(part["seconds"] for part in state.parts)
+    part = {"environment": environment_in_use(training), "code": training.code, "images": images, "seconds": seconds}
+    return [*state.parts, part] if images else state.parts
 
 
-def set_aside(path: Path) -> None:
-    """Give an interrupted run's checkpoint another name, so that a new run doesn't overwrite it."""
-    kept = next(name for i in itertools.count(1) if not (name := path.with_name(f"checkpoint-{i}.pth")).exists())
-    try:
-        path.rename(kept)
-    except OSError as error:
-        raise UserError(f"{path} can't be renamed to {kept.name}: {error.strerror}") from error
-    print(f"{path} is of an interrupted run, which --resume would continue. Starting afresh; it is now {kept.name}.")
+def environment_in_use(training: Training) -> dict[str, object]:
+    """Where the run is trained, with the threads that its steps use."""
+    with tiny_steps(training.settings.batch_size):
+        return environment_record(training.execution)
 
 
-def read_checkpoint(path: Path) -> dict:
-    """A `checkpoint.pth`; UserError if it is damaged or another file."""
-    checkpoint, added_later = read_torch(path), {"total_seconds", "mirrored_test_accuracy", "parts"}
-    needed = {"config", "dataset", "model", "optimizer", *vars(State())} - added_later
-    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        raise UserError(f"{path} is no checkpoint of these scripts")
-    return {"total_seconds": sum(checkpoint["history"]["seconds"]), "parts": [], **checkpoint}
-
-
-def check_same_settings(saved: dict, settings: Settings, dataset: dict[str, object], path: Path) -> None:
-    """UserError that lists what differs from the settings and data of a checkpoint or a finished run.
-
-    A constant learning rate does not depend on the epochs to come, so that a checkpoint may have more of them, if all
-    images have one size.
-    """
-    was = EARLIER_VALUES | saved["config"] | saved["dataset"]
-    changed = differences(config_of(settings) | dataset, was)
-    independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1
-    if independent and settings.epochs >= was["epochs"] and "result" not in saved:
-        changed.pop("epochs", None)
-    if changed:
-        listed = ", ".join(f"{name} {was.get(name)} -> {value}" for name, value in changed.items())
-        raise UserError(f"{path} is of other settings ({listed}): give the same ones, or start without --resume")
-
-
-def continue_from(run: Run, checkpoint: dict) -> State:
-    """Load a checkpoint's model and optimizer; its state, as training goes on from it."""
-    run.model.load_state_dict(checkpoint["model"])
-    run.optimizer.load_state_dict(checkpoint["optimizer"])
-    state = State(**{name: checkpoint[name] for name in vars(State()) if name in checkpoint})
-    same = state.parts and state.parts[-1]["environment"] == environment_in_use(run)
-    # Losses so far are those of all processes: rank 0's share from here on.
-    losses = state.losses * (run.execution.rank == 0)
-    return dataclasses.replace(state, losses=losses, parts=state.parts[:-1] if same else state.parts)
-
-
-# --- Results ----------------------------------------------------------------------------------
-
-
-def run_record(run: Run, state: State) -> dict:
+def run_record(training: Training, state: State) -> dict:
     """What `loss.json` holds of a finished run; docs/settings.md documents it."""
-    history, mirrored, parts = state.history, state.mirrored_test_accuracy, run_parts(run, state)
+    history, mirrored, parts = state.history, state.mirrored_test_accuracy, parts_so_far(training, state)
     epoch, chosen_on = best_epoch(history)
     result = {
         "final_test_accuracy": history["test_accuracy"][-1],
@@ -573,28 +605,28 @@ def run_record(run: Run, state: State) -> dict:
         "best_epoch": epoch,
         "best_epoch_chosen_on": chosen_on,
         **({} if mirrored is None else {"mirrored_test_accuracy": mirrored}),
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "train_accuracy_images": len(run.data.train_labels[evaluated_part(run.data)]),
+        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        "train_accuracy_images": len(training.data.train_labels[evaluated_images(training.data)]),
         "train_seconds": sum(history["seconds"]),
         "total_seconds": state.total_seconds,
         "images_per_second": parts[-1]["images"] / parts[-1]["seconds"],
     }
-    head = {"experiment": run.settings.experiment, "config": config_of(run.settings)}
-    where = {"dataset": dataset_record(run.data), "environment": parts[-1]["environment"]}
-    where |= {"parts": parts} if len(parts) > 1 else {}
-    return {**head, **where, "history": history, "steps": state.steps, "result": result}
+    where = {"environment": parts[-1]["environment"]} | ({"parts": parts} if len(parts) > 1 else {})
+    return {**record_head(training), **where, "history": history, "steps": state.steps, "result": result}
 
 
-def write_results(run: Run, record: dict, best_model: dict[str, Tensor], changed: str) -> None:
+def write_results(training: Training, record: dict, best_model: dict[str, Tensor]) -> None:
     """Put a finished run's four files into its folder; only then is its checkpoint removed.
 
-    `changed` says in which settings it differs from the stated ones.
+    Results of other code that are there are moved into a folder of their own.
     """
-    folder = run.folder
+    folder = training.folder
+    if code_of_results(folder) not in (None, training.code):
+        move_results(folder)
     write_torch(folder / "best_model.pth", best_model)
-    write_torch(folder / "model.pth", weights_on_cpu(run.model))
+    write_torch(folder / "model.pth", weights_on_cpu(training.model))
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
-    write_picture(folder / "loss.png", draw_losses, record, changed)
+    write_picture(folder / "loss.png", draw_losses, record, training.changed)
     try:
         (folder / "checkpoint.pth").unlink()
     except OSError as error:  # on Windows, another program may have it open
@@ -603,71 +635,7 @@ def write_results(run: Run, record: dict, best_model: dict[str, Tensor], changed
     print(f"{describe_result(record['result'])}{standing(record)}")
 
 
-# --- A run ------------------------------------------------------------------------------------
-
-
-def run(settings: Settings, stated: Settings | None = None) -> dict:
-    """Train as the experiment's script does with these settings; what it writes to `loss.json`.
-
-    The folder is named after what differs from the `stated` settings, by default those of the experiment's script.
-    Raises UserError for what the user can put right, and Interrupted after a signal; the same settings
-    with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
-    """
-    stated = stated or stated_settings(settings.experiment) or settings
-    settings = validated(settings)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([]))
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
-        model = build_model(settings)
-        interface = interface_of(model)
-        execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
-        first, precision = execution.rank == 0, from_rank_0(execution.precision)  # machines may differ
-        data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if first else None)
-        data = hold_out(data, settings.validation_images)
-        with torch.no_grad():
-            interface.initialise(data.train_images)
-            check_smallest_share(tried(model), settings, len(data.train_labels), execution.world_size)
-        differing = differences(config_of(settings), config_of(stated))
-        folder, changed = run_folder(settings, differing, data.name), describe(differing)
-        if first:
-            stack.enter_context(locked_run_folder(folder))
-            sys.stderr.write(warning)
-            introduce(settings, changed, execution, data)
-        launch = launch_note(execution.store, folder)
-        earlier = from_rank_0(run_to_continue(folder, settings, dataset_record(data), launch) if first else None)
-        if earlier and "result" in earlier:
-            leave_processes()
-            return earlier
-        if earlier and earlier["parts"]:
-            precision = earlier["parts"][-1]["environment"]["precision"]
-        execution = dataclasses.replace(execution, precision=precision)
-        if first:
-            note_launch(execution.store, folder, "begun")
-        this_run = prepare_run(settings, execution, data, model, folder)
-        stack.enter_context(process_settings(execution.device, this_run.signals))
-        state = train(this_run, continue_from(this_run, earlier) if earlier else State())
-        record = run_record(this_run, state)
-        if first:
-            write_results(this_run, record, state.best_model, changed)
-            note_launch(execution.store, folder, "finished")
-            sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
-        leave_processes()
-    return record
-
-
-def run_folder(settings: Settings, differing: dict[str, object], dataset: str) -> Path:
-    """modelset/<experiment>/, with a subfolder named after what differs from the stated settings."""
-    name = describe(differing if dataset == "cifar10" else differing | {"dataset": dataset})
-    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", name))
-
-
-def introduce(settings: Settings, changed: str, execution: Execution, data: Data) -> None:
-    """Print what is about to be trained, and what is `changed` from the stated settings; all are in loss.json."""
-    print(f"{settings.experiment}, {changed.replace(',', ', ') or 'as stated'}")
-    print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
-    if settings.data_parallel and execution.parallel == "none":
-        print("no more than one GPU to use: training without DataParallel")
+# --- The command line -------------------------------------------------------------------------
 
 
 def main(stated: Settings, description: str | None) -> None:
@@ -676,9 +644,11 @@ def main(stated: Settings, description: str | None) -> None:
     Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
     """
     make_output_last()
-    settings = parse_arguments(stated, description)
+    every = parse_arguments(stated, description)
     try:
-        run(settings, stated)
+        records = [run(settings, stated) for settings in every]
+        if len(records) > 1 and os.environ.get("RANK", "0") == "0":
+            print(f"\n{describe_seeds(records)}{standing(records[0])}")
     except WrongOption as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -695,7 +665,7 @@ def main(stated: Settings, description: str | None) -> None:
         sys.exit(130)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
-            sizes = [name for name, value in options_of(settings).items() if type(value) is int]
+            sizes = [name for name, value in options_of(every[0]).items() if type(value) is int]
             flags = " or ".join(f"--{name.replace('_', '-')}" for name in ["batch_size", *sizes])
             sys.exit(f"error: there is not enough memory: try a smaller {flags}")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):

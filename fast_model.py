@@ -14,13 +14,14 @@ learning rate two thirds. 94 % are reached with the mean over each test image an
 
 from __future__ import annotations
 
-from common import ONE_CYCLE_PEAK, Interface, Settings, main, sgd
+from common import Interface, Settings, main, sgd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar10lab.models.interface import interface_of, model_input
+from cifar10lab.settings.schedule import ONE_CYCLE_PEAK
 
 
 class ConvGroup(nn.Module):

@@ -193,7 +193,7 @@ def step_seconds(case: common.Settings, execution: Execution, seconds: float, im
     labels = torch.arange(IMAGES) % 10
     random_images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
-    run = common.prepare_run(case, execution, data, model, Path())
+    run = common.ready_to_train(common.Training(case, execution, data, model, Path()))
     chunks = itertools.chain.from_iterable(common.epoch_chunks(run, epoch, 0) for epoch in itertools.count(1))
     for chunk in itertools.islice(chunks, 2 if dist.is_initialized() else 1):
         common.train_chunk(run, *chunk)  # DistributedDataParallel rearranges its buckets after the first step

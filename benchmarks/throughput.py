@@ -101,7 +101,7 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
             yield len(labels)
 
 
-def pipeline_steps(run: common.Run, preparing: list[float]) -> Iterator[int]:
+def pipeline_steps(run: common.Training, preparing: list[float]) -> Iterator[int]:
     """Endless chunks of this project's pipeline, with what `train_epoch` does between them.
 
     Yields each chunk's images, and appends the seconds that it took to prepare to `preparing`.
@@ -123,7 +123,7 @@ def pipeline_steps(run: common.Run, preparing: list[float]) -> Iterator[int]:
             yield sum(sizes)
 
 
-def bare_steps(run: common.Run) -> Iterator[int]:
+def bare_steps(run: common.Training) -> Iterator[int]:
     """Endless steps of forward, backward and update alone, on batches that are ready."""
     batches, *_ = next(common.epoch_chunks(run, 1, 0))
     bf16, parameters = run.execution.precision == "bf16", list(run.model.parameters())
@@ -162,7 +162,7 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
     return images / (time.perf_counter() - started)
 
 
-def step_flops(run: common.Run) -> float:
+def step_flops(run: common.Training) -> float:
     """Floating-point operations per image of forward and backward, as PyTorch counts them."""
     images = torch.randn(4, 3, 32, 32, device=run.execution.device)
     with FlopCounterMode(display=False) as counter:
@@ -188,7 +188,8 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
     bf16 = interface_of(common.build_model(settings)).bf16
     execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
     data = synthetic_data()
-    ours, bare = (common.prepare_run(settings, execution, data, common.build_model(settings), Path()) for _ in range(2))
+    trainings = (common.Training(settings, execution, data, common.build_model(settings), Path()) for _ in range(2))
+    ours, bare = map(common.ready_to_train, trainings)
     prepared: list[float] = []
     kinds = {"pipeline": pipeline_steps(ours, prepared), "bare": bare_steps(bare)}
     rates: dict[str, list[float]] = {kind: [] for kind in ("conventional", *kinds)}

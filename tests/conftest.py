@@ -335,7 +335,7 @@ def read_run(folder: Path) -> dict:
 def without_times(folder: Path) -> dict:
     """What `loss.json` says of a run but for times, which are never the same."""
     record = read_run(folder)
-    del record["history"]["seconds"]
+    del record["history"]["seconds"], record["started"]
     for name in ("train_seconds", "total_seconds", "images_per_second"):
         del record["result"][name]
     return record

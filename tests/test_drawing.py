@@ -124,7 +124,7 @@ def titled(title: str) -> bytes:
         return png(figure, 50)
 
 
-SIGN = "\U00010A7F"  # of Old South Arabian, which hardly a machine has a font for
+SIGN = "\U00010a7f"  # of Old South Arabian, which hardly a machine has a font for
 
 
 def test_signs_that_no_font_has_are_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn) -> None:

@@ -20,11 +20,11 @@ ALONE = Execution(torch.device("cpu"), "fp32", "none")
 SCRIPT = ("fast_model", "--batch-size", 33, "--lr", 0.1)
 
 
-def prepared(folder: Path, **changes: object) -> common.Run:
+def prepared(folder: Path, **changes: object) -> common.Training:
     settings = dataclasses.replace(SETTINGS, batch_size=10, **changes)
     model, data = common.build_model(settings), small_data()
     model.initialise(data.train_images)
-    return common.prepare_run(settings, ALONE, data, model, folder)
+    return common.ready_to_train(common.Training(settings, ALONE, data, model, folder))
 
 
 def test_network_is_that_of_the_paper() -> None:

@@ -32,9 +32,11 @@ def finished(reference, tmp_path: Path) -> Path:
     return shutil.copytree(reference(*SCRIPT), tmp_path / "finished")
 
 
-def prepared(folder: Path, data: common.Data | None = None, **changes: object) -> common.Run:
+def prepared(folder: Path, data: common.Data | None = None, **changes: object) -> common.Training:
     settings = dataclasses.replace(LENET, **{"epochs": 2, "batch_size": 10} | changes)
-    return common.prepare_run(settings, ALONE, data or small_data(), common.build_model(settings), folder)
+    return common.ready_to_train(
+        common.Training(settings, ALONE, data or small_data(), common.build_model(settings), folder)
+    )
 
 
 # --- Runs that have finished

@@ -26,10 +26,12 @@ SMALL = {
 }
 
 
-def prepare(settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none") -> common.Run:
+def prepare(settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none") -> common.Training:
     execution = Execution(torch.device(device), precision, parallel)
     folder = Path(tempfile.mkdtemp())
-    return common.prepare_run(settings, execution, small_data(512), common.build_model(settings), folder)
+    return common.ready_to_train(
+        common.Training(settings, execution, small_data(512), common.build_model(settings), folder)
+    )
 
 
 def train(*arguments: object, **options: object) -> tuple[dict, dict]:

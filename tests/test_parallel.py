@@ -215,11 +215,11 @@ EARLY = {
 }
 
 
-def small_run(settings: common.Settings, execution: Execution) -> common.Run:
+def small_run(settings: common.Settings, execution: Execution) -> common.Training:
     images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(128) % 10
     data = common.Data(images, labels, images, labels, name="random", source="test")
-    return common.prepare_run(settings, execution, data, common.build_model(settings), Path())
+    return common.ready_to_train(common.Training(settings, execution, data, common.build_model(settings), Path()))
 
 
 def early_losses(rank: int, number: int, model: str, precision: str) -> torch.Tensor:

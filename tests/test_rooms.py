@@ -1,10 +1,9 @@
 """How the parts hang together: no circles, what a model says of itself, one limit for every setting."""
 
-import argparse
 import ast
 import dataclasses
 import graphlib
-import re
+import sys
 from pathlib import Path
 
 import common
@@ -14,7 +13,6 @@ import torch
 from conftest import ROOT
 
 from cifar10lab.devices.execution import choose_precision
-from cifar10lab.settings.experiment import FIELDS, KINDS, how_to_parse
 from original_version_model import SETTINGS as LENET
 
 
@@ -99,19 +97,16 @@ TRIED = {
 
 
 @pytest.mark.parametrize("name", TRIED)
-def test_the_command_line_and_python_refuse_the_same_values(name: str) -> None:
-    limits = {field.name: field.metadata for field in FIELDS}[name]
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{name}", **how_to_parse(KINDS[name], **limits))
-    refused: dict[str, list[object]] = {"command line": [], "Python": []}
+def test_a_setting_has_its_limits_on_the_command_line_and_in_python(name: str, capsys: pytest.CaptureFixture) -> None:
+    refused = []
     for value in TRIED[name]:
         try:
-            assert parser.parse_args([f"--{name}={value}"]) == argparse.Namespace(**{name: value})
-        except argparse.ArgumentError:
-            refused["command line"].append(value)
-        try:
-            common.validated(dataclasses.replace(LENET, **{name: value}))
-        except common.UserError as error:
-            assert re.search(re.escape(f"{name} {value!r}"), str(error))
-            refused["Python"].append(value)
-    assert refused["command line"] == refused["Python"] and 0 < len(refused["Python"]) < len(TRIED[name])
+            common.checked(dataclasses.replace(LENET, **{name: value}))
+        except common.WrongOption as error:
+            assert str(error).startswith(f"--{name.replace('_', '-')} can't be {str(value)!r}: ")
+            refused.append(value)
+    assert 0 < len(refused) < len(TRIED[name])
+    with pytest.raises(SystemExit, match="2"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["original_version_model.py", f"--{name.replace('_', '-')}={refused[0]}"])
+        common.main(LENET, "")
+    assert str(refused[0]) in capsys.readouterr().err

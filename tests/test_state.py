@@ -23,9 +23,11 @@ def test_an_all_reduce_leaves_what_it_sums(tmp_path: Path) -> None:
         assert values.tolist() == [1, rank] and result.tolist() == [2, 1]
 
 
-def prepared(folder: Path) -> common.Run:
+def prepared(folder: Path) -> common.Training:
     settings = dataclasses.replace(LENET, epochs=2, batch_size=10)
-    return common.prepare_run(settings, ALONE, small_data(300), common.build_model(settings), folder)
+    return common.ready_to_train(
+        common.Training(settings, ALONE, small_data(300), common.build_model(settings), folder)
+    )
 
 
 def test_an_epochs_states_follow_each_other_and_stay_as_they_were(tmp_path: Path) -> None:

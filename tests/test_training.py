@@ -22,8 +22,8 @@ ALONE = Execution(torch.device("cpu"), "fp32", "none")
 def prepare(tmp_path: Path):
     """Makes a run that is ready to be trained."""
 
-    def prepare(settings: common.Settings, data: common.Data, execution: Execution = ALONE) -> common.Run:
-        return common.prepare_run(settings, execution, data, common.build_model(settings), tmp_path)
+    def prepare(settings: common.Settings, data: common.Data, execution: Execution = ALONE) -> common.Training:
+        return common.ready_to_train(common.Training(settings, execution, data, common.build_model(settings), tmp_path))
 
     return prepare
 
@@ -80,7 +80,7 @@ def test_processes_share_out_the_same_batches(prepare, world_size: int, augment:
         assert torch.equal(labels, torch.cat([part for _, part in parts]))
 
 
-def flipped(run: common.Run, epoch: int) -> dict[int, bool]:
+def flipped(run: common.Training, epoch: int) -> dict[int, bool]:
     """Whether each image, by its label, is flipped in that epoch: the right half of each is black."""
     pairs = [pair for part, *_ in common.epoch_chunks(run, epoch, 0) for pair in part]
     images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -123,7 +123,7 @@ def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
     images = torch.randint(1, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shifts = torch.tensor([[4, 0, 8], [4, 4, 7]])
     flips = torch.tensor([False, False, True])
-    same, down, flipped = common.augment(common.pad(images, LENET), shifts, flips)
+    same, down, flipped = common.augment(common.pad(images, LENET.crop_padding, LENET.padding_mode), shifts, flips)
     assert torch.equal(same, images[0])
     assert not down[:, :4].any() and torch.equal(down[:, 4:], images[1, :, :28])
     expected = torch.zeros(3, 32, 32, dtype=torch.uint8)
@@ -136,7 +136,7 @@ def test_reflected_padding_is_that_of_pytorch(padding: int) -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     settings = dataclasses.replace(LENET, crop_padding=padding, padding_mode="reflect")
     expected = torch.nn.functional.pad(images.float(), (padding,) * 4, mode="reflect")
-    assert torch.equal(common.pad(images, settings), expected.byte())
+    assert torch.equal(common.pad(images, settings.crop_padding, settings.padding_mode), expected.byte())
 
 
 def test_normalisation_is_that_of_the_model() -> None:
@@ -176,9 +176,7 @@ def test_each_resolution_has_an_equal_part_of_the_epochs(epochs: int, resolution
 def test_images_are_scaled_after_augmentation_and_tested_at_full_size(prepare) -> None:
     """A model that only notes the sizes that it sees, beside what each epoch's images are at full size."""
     settings = dataclasses.replace(RESNET, epochs=2, batch_size=20, options={"width": 4})
-    small, full = (
-        prepare(dataclasses.replace(settings, resolutions=sizes), small_data(40)) for sizes in ("16,32", "")
-    )
+    small, full = (prepare(dataclasses.replace(settings, resolutions=sizes), small_data(40)) for sizes in ("16,32", ""))
     for epoch, size in ((1, 16), (2, 32)):
         scaled, whole = (
             torch.cat([images for batches, *_ in common.epoch_chunks(run, epoch, 0) for images, _ in batches])

@@ -9,12 +9,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import HISTORY
-
 import numpy as np
 import pandas as pd
 
 from cifar10lab.files.tensors import read_torch
+from cifar10lab.results.history import HISTORY
 from cifar10lab.results.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_use
 from cifar10lab.settings.experiment import Settings, config_of, stated_settings
 from cifar10lab.terminal.errors import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import ctypes
@@ -38,12 +37,12 @@ class Execution:
 
 
 def device_name(text: str) -> str:
-    """An argparse type: "auto", or a device that this machine has."""
+    """The name itself: "auto", or a device that this machine has; ValueError for any other."""
     cuda = re.fullmatch(r"cuda(?::(\d+))?", text)
     there = int(cuda[1] or 0) < torch.cuda.device_count() if cuda else text in ("auto", "cpu", "mps")
     if not there or (text == "mps" and not torch.backends.mps.is_available()):
         gpus = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine, which has {gpus} CUDA devices")
+        raise ValueError(f"no device of this machine, which has {gpus} CUDA devices")
     return text
 
 

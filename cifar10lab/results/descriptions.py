@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cifar10lab.results.reference import mean_text
+
 
 def describe_result(result: dict) -> str:
     """A run's accuracies in words that say which images chose its best epoch."""
@@ -11,6 +13,13 @@ def describe_result(result: dict) -> str:
     if result["best_epoch_chosen_on"] == "validation":
         return f"{end}, {best:.2f} % in epoch {epoch}, chosen on validation images"
     return f"{end}, {best:.2f} % at best (epoch {epoch})"
+
+
+def describe_seeds(records: list[dict]) -> str:
+    """Runs that differ by their seed, in words: "seeds 0, 1, 2: test accuracy 61.51 ± 1.30 % at the end"."""
+    seeds = ", ".join(str(record["config"]["seed"]) for record in records)
+    accuracies = [record["result"]["final_test_accuracy"] for record in records]
+    return f"seeds {seeds}: test accuracy {mean_text(accuracies)} % at the end"
 
 
 def describe_epoch(row: dict[str, float], epochs: int, images: int) -> str:

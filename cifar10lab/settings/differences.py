@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from cifar10lab.settings.experiment import EARLIER_VALUES
+import dataclasses
+
+from cifar10lab.settings.experiment import FIELDS, RECORDED
 
 
-def differences(config: dict[str, object], stated: dict[str, object]) -> dict[str, object]:
-    """The entries of `config` that `stated` has otherwise or not at all, if that isn't 0 or off."""
-    config, stated = config | EARLIER_VALUES | config, EARLIER_VALUES | stated  # in the order of `config`
-    return {name: value for name, value in config.items() if (stated.get(name) or None) != (value or None)}
+def differences(config: dict[str, object], other: dict[str, object]) -> dict[str, object]:
+    """The entries of `config` that `other` has otherwise, if that isn't 0 or off; an absent one has its default."""
+    defaults = {name: FIELDS[name].default for name in RECORDED if FIELDS[name].default is not dataclasses.MISSING}
+    config, other = config | defaults | config, defaults | other  # in the order of `config`
+    return {name: value for name, value in config.items() if (other.get(name) or None) != (value or None)}
 
 
 def describe(config: dict[str, object]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -12,7 +11,7 @@ import math
 import operator
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +20,12 @@ from torch import nn
 from cifar10lab.data.loading import DATA_DIR
 from cifar10lab.devices.execution import device_name
 from cifar10lab.files.writing import expanded
-from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, finite_number, number_within
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, finite_number
 from cifar10lab.terminal.errors import UserError, WrongOption
 
 HERE = Path(__file__).resolve().parents[2]  # where the scripts are
 
-SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as common.py computes them in `learning_rate`
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as `learning_rate` in schedule.py computes them
 PADDINGS = ("constant", "reflect")  # black, or the image mirrored
 FLIPS = ("random", "alternating")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -36,14 +35,18 @@ VALIDATION_HELP = "training images to keep out of training, for choosing the bes
 
 
 def image_sizes(text: str) -> str:
-    """An argparse type: image sizes from 1 to 32 pixels, as "24,28,32"; "" for none."""
-    return ",".join(str(number_within(int, 1, 33)(word)) for word in text.split(",")) if text else ""
+    """ "24, 28,32" -> "24,28,32"; "" for none. ValueError for anything but sizes from 1 to 32 pixels."""
+    sizes = [int(word) for word in text.split(",")] if text else []
+    if not all(1 <= size <= 32 for size in sizes):
+        raise ValueError("sizes are from 1 to 32 pixels")
+    return ",".join(map(str, sizes))
 
 
 def flag(help_text: str, default: object = dataclasses.MISSING, **limits: object) -> dataclasses.Field:
-    """A setting with a flag on the command line.
+    """A setting with a flag on the command line, and what `checked` lets it be.
 
-    `limits`: `at_least` and `below` for a number, `choices` for a text, or `parse`, an argparse type, for another one.
+    `limits`: `at_least` and `below` of a number, `choices` of a text, or `parse`: a function that takes the value and
+    returns it, put right, or raises ValueError with the reason.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **limits})
 
@@ -81,11 +84,13 @@ class Settings:
     resume: bool = flag("continue from the folder's checkpoint.pth", False, action="store_true")
 
 
-FIELDS = dataclasses.fields(Settings)
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 KINDS = typing.get_type_hints(Settings)
-# Settings that older files say nothing of: they were made with what is now the default.
-ADDED_LATER = ("nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images")
-EARLIER_VALUES = {name: getattr(Settings, name) for name in (*ADDED_LATER, "resolutions")}
+# The settings that decide a run's result, in the order in which loss.json and the names of folders have them: the first
+# four, then the model's own options, then the others.
+RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule", "precision", "epochs", "seed",
+            "nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images",
+            "resolutions")  # fmt: skip
 
 
 def options_of(settings: Settings) -> dict[str, object]:
@@ -102,73 +107,90 @@ def options_of(settings: Settings) -> dict[str, object]:
 
 def config_of(settings: Settings) -> dict[str, object]:
     """The settings that decide a run's result, as `loss.json` keeps them; WrongOption if it can't."""
-    optimisation = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay", "batch_size")}
-    names = ("augment", "schedule", "precision", "epochs", "seed", *EARLIER_VALUES)
-    rest = {name: getattr(settings, name) for name in names}
-    config = {"model": settings.model.__name__, **optimisation, **options_of(settings), **rest}
+    values = {name: getattr(settings, name) for name in RECORDED}
+    first = {name: values.pop(name) for name in RECORDED[:4]}
+    config = {"model": settings.model.__name__, **first, **options_of(settings), **values}
     try:  # Python's numbers, also where numpy's were given
         return json.loads(json.dumps(config, allow_nan=False, default=operator.methodcaller("item")))
     except (AttributeError, TypeError, ValueError) as error:
-        raise WrongOption(f"settings must be finite numbers, texts or truth values: {error}") from error
+        raise WrongOption(f"a model's options must be finite numbers, texts or truth values: {error}") from error
 
 
-def validated(settings: Settings) -> Settings:
-    """The settings with Python's numbers in place of numpy's; UserError that names those with an impossible value.
+def checked(settings: Settings) -> Settings:
+    """The settings, within their limits and of their types: Python's numbers in place of numpy's, paths expanded.
 
-    The command line's are checked by argparse already, those of a notebook are not.
+    WrongOption that names what can't be. Both the command line's and a notebook's come here.
     """
-    config = config_of(settings)
-    options = {name: config[name] for name in options_of(settings)}
-    numbers = {name: value for name, value in config.items() if name in KINDS and name != "model"}
-    settings = dataclasses.replace(settings, **numbers, options=options)
-    values = {field.name: (getattr(settings, field.name), field.metadata) for field in FIELDS}
-    if wrong := [f"{name} {value!r}" for name, (value, limits) in values.items() if not allows(name, limits, value)]:
-        raise UserError(f"impossible settings: {', '.join(wrong)}")
-    if settings.nesterov and not settings.momentum:
+    values = {name: check(name, getattr(settings, name)) for name, field in FIELDS.items() if field.metadata}
+    if values["nesterov"] and not values["momentum"]:
         raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
-    return settings
+    settings = dataclasses.replace(settings, **values)
+    config = config_of(settings)
+    return dataclasses.replace(settings, options={name: config[name] for name in options_of(settings)})
 
 
-def allows(name: str, limits: Mapping[str, object], value: object) -> bool:
-    """Whether the setting of that name, with these limits, may have this value."""
-    kind = KINDS[name]
-    if kind in (int, float):
-        kinds = (int,) if kind is int else (int, float)
-        return type(value) in kinds and limits["at_least"] <= value < limits.get("below", math.inf)
-    if kind is bool:
-        return type(value) is bool
-    if kind is str and "parse" in limits:
-        with contextlib.suppress(argparse.ArgumentTypeError):
-            return type(value) is str and limits["parse"](value) == value
-        return False
-    return value in limits.get("choices", [value])
+def check(name: str, value: object) -> object:
+    """The setting's value in its own type; WrongOption if its limits forbid it."""
+    limits, kind = FIELDS[name].metadata, KINDS[name]
+    try:
+        if "parse" in limits:
+            return None if value is None else limits["parse"](value)
+        typed = kind(value)
+        if typed != value:
+            raise ValueError(f"it is no {kind.__name__}")
+        if typed not in limits.get("choices", [typed]):
+            raise ValueError(f"choose from {', '.join(limits['choices'])}")
+        low, high = limits.get("at_least", -math.inf), limits.get("below", math.inf)
+        if kind in (int, float) and not low <= typed < high:
+            raise ValueError(f"at least {low}" if high == math.inf else f"at least {low} and below {high}")
+        return typed
+    except (TypeError, ValueError) as error:
+        raise WrongOption(f"--{name.replace('_', '-')} can't be {str(value)!r}: {error}") from error
 
 
-def parse_arguments(stated: Settings, description: str | None) -> Settings:
-    """The stated settings with the command line's changes; wrong arguments exit with code 2."""
+def parse_arguments(stated: Settings, description: str | None) -> list[Settings]:
+    """The stated settings with the command line's changes, one for each seed; they are still to be `checked`.
+
+    Arguments that can't be read exit with code 2.
+    """
     parser, options = ArgumentParser(description=description, formatter_class=HelpFormatter), options_of(stated)
-    for field in FIELDS:
-        if "help" in field.metadata:
-            how = how_to_parse(KINDS[field.name], **field.metadata)
-            parser.add_argument(f"--{field.name.replace('_', '-')}", **how, help=field.metadata["help"])
+    either = parser.add_mutually_exclusive_group()
+    for name, field in FIELDS.items():
+        if field.metadata:
+            add_flag(either if name == "seed" else parser, name, KINDS[name], field.metadata)
+    several = "several runs, one after another: 3 for the seeds 0, 1 and 2, or a list as 0,3,7"
+    either.add_argument("--seeds", type=seed_list, default=argparse.SUPPRESS, help=several)
     own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
     for name, value in options.items():
-        parse = finite_number if isinstance(value, float) else type(value)
-        how = how_to_parse(type(value), parse=parse)
-        own.add_argument(f"--{name.replace('_', '-')}", **how, help="of the model")
+        kind = finite_number if isinstance(value, float) else type(value)
+        add_flag(own, name, kind, {"help": "of the model"})
     parser.set_defaults(**vars(stated) | options)
     values = vars(parser.parse_args())
-    return Settings(**values | {"options": {name: values.pop(name) for name in options}})
+    seeds = values.pop("seeds", None)
+    settings = Settings(**values | {"options": {name: values.pop(name) for name in options}})
+    if seeds is None:
+        return [settings]
+    output = settings.output and expanded(settings.output)
+    return [dataclasses.replace(settings, seed=seed, output=output and output / f"seed={seed}") for seed in seeds]
 
 
-def how_to_parse(kind: type, **limits: object) -> dict[str, object]:
-    """What argparse is to be told of a flag whose values are of that kind and within these limits."""
+def add_flag(parser: argparse._ActionsContainer, name: str, kind: Callable, about: Mapping[str, object]) -> None:
+    """A flag for a setting or an option of that kind; `about` as in `flag`, whose limits `checked` looks at."""
+    how: dict[str, object] = {"type": str if "parse" in about else kind, "metavar": about.get("metavar")}
+    if "choices" in about:
+        how["metavar"] = f"{{{','.join(about['choices'])}}}"
     if kind is bool:
-        return {"action": limits.get("action", argparse.BooleanOptionalAction)}
-    if "choices" in limits:
-        return {"choices": limits["choices"]}
-    parse = limits.get("parse") or number_within(kind, limits["at_least"], limits.get("below", math.inf))
-    return {"type": parse, "metavar": limits.get("metavar")}
+        how = {"action": about.get("action", argparse.BooleanOptionalAction)}
+    parser.add_argument(f"--{name.replace('_', '-')}", **how, help=about["help"])
+
+
+def seed_list(text: str) -> list[int]:
+    """An argparse type: "3" -> [0, 1, 2]; "0,3,7" -> [0, 3, 7]."""
+    numbers = [int(word) for word in text.split(",")]
+    seeds = numbers if len(numbers) > 1 else list(range(numbers[0]))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of runs, as 3, nor a list of seeds, as 0,3,7")
+    return seeds
 
 
 def stated_settings(experiment: str) -> Settings | None:

@@ -1,0 +1,34 @@
+"""Training images cropped, flipped and scaled, a whole batch at a time."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pad(images: Tensor, padding: int, mode: str) -> Tensor:
+    """uint8 (N, 3, 32, 32) -> uint8 (N, 3, 32 + 2 P, 32 + 2 P) with P = `padding`.
+
+    `mode`: "constant" for black, "reflect" for the image mirrored.
+    """
+    if mode == "constant":
+        return F.pad(images, (padding,) * 4)
+    places = torch.arange(-padding, 32 + padding, device=images.device)
+    places = 31 - (31 - places.abs()).abs()  # F.pad can't reflect uint8
+    return images[:, :, places][..., places]
+
+
+def augment(padded: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Each padded image cropped to 32x32 at its own place, and flipped or not; uint8 (N, 3, 32, 32).
+
+    `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
+    """
+    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
+    crops = windows[torch.arange(len(padded), device=padded.device), :, shifts[0], shifts[1]]
+    return torch.where(flips[:, None, None, None], crops.flip(3), crops)
+
+
+def scaled(images: Tensor, size: int) -> Tensor:
+    """float32 (N, 3, 32, 32) -> float32 (N, 3, size, size), bilinearly, without smoothing before it."""
+    return images if size == 32 else F.interpolate(images, size=(size, size), mode="bilinear")

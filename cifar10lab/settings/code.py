@@ -1,0 +1,56 @@
+"""Which code a run is of."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import subprocess
+from pathlib import Path
+
+from cifar10lab.settings.experiment import HERE, Settings
+
+
+def code_record(settings: Settings) -> dict[str, object]:
+    """The git commit that the repository is at, a hash of what has changed since, and one of the experiment's own code.
+
+    "commit" and "changed" are None where there is no git; "changed" is False without changes in Python files;
+    "model_code" is of the script and of the model's file without comments and docstrings, None for a notebook's class.
+    """
+    commit, changes = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", "*.py")
+    changed = short_hash(changes) if changes else False
+    git_record = {"commit": None, "changed": None} if commit is None else {"commit": commit.strip(), "changed": changed}
+    return {**git_record, "model_code": model_code(settings)}
+
+
+def git(*words: str) -> str | None:
+    """What git prints of the repository; None if there is no git, or no repository."""
+    command = ["git", "-C", str(HERE), *words]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def model_code(settings: Settings) -> str | None:
+    """A hash of the syntax of the experiment's script and of the file of its model's class."""
+    files = {HERE / f"{settings.experiment}.py"}
+    try:
+        files.add(Path(inspect.getfile(settings.model)).resolve())
+    except (OSError, TypeError):  # a class of a notebook's cell
+        return None
+    return short_hash("".join(sorted(syntax(path) for path in files if path.is_file())))
+
+
+def syntax(path: Path) -> str:
+    """The file's code without comments and docstrings."""
+    tree, documented = ast.parse(path.read_bytes()), (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def short_hash(text: str) -> str:
+    """Twelve hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
