@@ -44,22 +44,19 @@ def curves_of(runs: Runs, over: str) -> list[Curve]:
 
     `over` is "epochs" or "seconds"; over seconds, runs on different machines are curves of their own.
     """
-    keys, machine = runs.table["key"], runs.table["machine"]
-    if over == "seconds":
-        keys, runs = keys + machine, dataclasses.replace(runs, settings=[*runs.settings, "machine"])
-    names, found = names_of(runs, keys), []
+    keys, machine, found = runs.table["row"].astype(str), runs.table["machine"], []
+    keys = keys + machine if over == "seconds" else keys
+    names = names_of(runs, keys)
     for key, group in runs.table[runs.table["epochs_trained"] > 0].groupby(keys, sort=False):
-        epochs = runs.part(group).epochs
+        epochs, seeds = runs.part(group).epochs, len(group)
         # Of several machines' times, those of the one with the most runs.
         timed = epochs["run"].map(machine) == machine[group.index].mode()[0]
-        seconds = epochs.groupby("run")["seconds"].cumsum().where(timed)
+        epochs = epochs.assign(seconds=epochs.groupby("run")["seconds"].cumsum().where(timed))
         columns = ["train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"]
-        epochs = epochs.assign(seed=epochs["run"].map(group["seed"]), seconds=seconds)
-        by_seed = epochs.groupby(["epoch", "seed"])[columns].mean().groupby("epoch")
-        seeds = group["seed"].nunique()
-        complete = by_seed.size() == seeds  # not the epochs that only some seeds were trained for
-        mean, deviation = by_seed.mean()[complete], by_seed.std().fillna(0)[complete]
-        label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {names[key]}" + f" ({seeds} seeds)" * (seeds > 1)
+        by_epoch = epochs.groupby("epoch")[columns]
+        complete = by_epoch.size() == seeds  # not the epochs that only some seeds were trained for
+        mean, deviation = by_epoch.mean()[complete], by_epoch.std().fillna(0)[complete]
+        label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {names[key]}" + (f" ({seeds} seeds)" if seeds > 1 else "")
         found.append(Curve(names[key], label, GREY, mean, deviation, seeds))
     found.sort(key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
     colours = itertools.chain(COLOURS, itertools.repeat(GREY))
@@ -84,8 +81,9 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     for curve in reversed(curves):  # the best on top
         draw_curve(loss, curve, "loss", over)
         draw_curve(accuracy, curve, "accuracy", over)
-    note = "\n(training loss with label smoothing where there is any)" * bool(runs.table["label_smoothing"].any())
-    x = {"epochs": "epoch", "seconds": "seconds of training (median epoch times epochs)"}[over]
+    smoothed = any(runs.records[run]["config"].get("label_smoothing") for run in runs.table.index)
+    note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
+    x = {"epochs": "epoch", "seconds": "seconds of training"}[over]
     loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))
     accuracy.set(xlabel=x, ylabel="accuracy (%)")
     ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
@@ -96,7 +94,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
             axes.xaxis.set_major_formatter("{x:g}")
         elif over == "epochs":
             axes.xaxis.get_major_locator().set_params(integer=True)
-    seeds = ", band: standard deviation over seeds" * any(curve.seeds > 1 for curve in curves)
+    seeds = ", band: standard deviation over seeds" if any(curve.seeds > 1 for curve in curves) else ""
     figure.suptitle(f"{stand_in(runs)}full: test, pale and dashed: training{seeds}", fontsize=10)
     lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
     labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 
 from cifar10lab.comparison.curves import COLOURS, Curve, curves_of, stand_in
@@ -44,6 +46,7 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
     """A run's four lines, and to `over` their places: a mean training loss stands at the middle of its epoch."""
     from plotly.graph_objects import Scatter
 
+    run, label = (html.escape(text, quote=False) for text in (curve.name, curve.label))  # plotly reads tags in them
     ends = curve.mean.index.to_numpy(float), curve.mean["seconds"].to_numpy()
     for column, what in enumerate(("loss", "accuracy"), 1):
         for kind in ("test", "train"):
@@ -51,10 +54,10 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
             for places, x in zip(over.values(), ends, strict=True):
                 places.append(x - middle * np.diff(x, prepend=0))
             name, digits = f"{kind}_{what}", 4 if what == "loss" else 2
-            around = f" ± %{{customdata:.{digits}f}}" * (curve.seeds > 1)
+            around = f" ± %{{customdata:.{digits}f}}" if curve.seeds > 1 else ""
             line = {"color": colour, "dash": "solid" if kind == "test" else "dash", "width": 2}
-            hover = f"{curve.name}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
-            shown = {"name": curve.label, "legendgroup": curve.label, "showlegend": name == "test_loss"}
+            hover = f"{run}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
+            shown = {"name": label, "legendgroup": label, "showlegend": name == "test_loss"}
             shown |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}
             values = {"x": over["epoch"][-1], "y": curve.mean[name], "customdata": curve.deviation[name]}
             figure.add_trace(Scatter(**values, **shown, line=line), 1, column)

@@ -2,111 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 from tabulate import tabulate
 
-from cifar10lab.comparison.conclusions import CONCLUSIONS, Evidence
+from cifar10lab.comparison.conclusions import CONCLUSIONS, EVIDENCE, NAMED, judge_all, named_rows
 from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
-from cifar10lab.comparison.runs import Runs, config_of_row, values
-from cifar10lab.comparison.table import common_settings, table_rows
+from cifar10lab.comparison.runs import Runs, values
+from cifar10lab.comparison.table import notes, table_rows
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.results.reference import mean_text, original_run
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-SCRIPTS = {  # in the order of the README's table: the name in the picture, and the epochs
-    "original_version_model": ("LeNet, 5 epochs", 5),
-    "original_version_model_multigpu": ("LeNet, 50 epochs", 50),
-    "l2_regularization": ("LeNet + L2, 50 epochs", 50),
-    "dropout_regularization": ("LeNet + dropout, 50 epochs", 50),
-    "resnet_model": ("ResNet-18, 25 epochs", 25),
-    "fast_model": ("fast model, 12 epochs", 12),
-}
 NOTE = """Written by `python compare_results.py --conclusions`: don't edit. The images were an image-folder copy of
 CIFAR-10 in lossless WebP, pixel-exact but for 98 of the 60,000.
 
-A row is the runs that differ by their seed alone: mean ± standard deviation. `best (epoch)`, in per cent, is chosen on
-the test set and so is no test any more. `gap` is training minus test accuracy after the last epoch, in points.
-`seconds` are of training alone, the median epoch times the epochs, from the shortest run to the longest: they are of
-several machines. The original's figures are those in [original.json](original.json), single runs."""
-RULES = """A difference stands with the half-width of its 95 % confidence interval, by Student's t. The deviation from
-seed to seed is pooled over all of a model's settings. Where the best or worst of several settings was chosen, the
-interval is wider for it (Bonferroni). A difference within its interval is undecided; a run of fewer than 5 epochs is no
-evidence. The epochs to an accuracy are interpolated; times are compared on one machine alone."""
+A row is the runs that differ by their seed alone: mean ± standard deviation. `best (epoch)`, in per cent, was chosen on
+the test images, or on validation images where there are any. `gap`: training minus test accuracy at the end, in points.
+`seconds`: of training alone, shortest to longest run. The original's: single runs of [original.json](original.json)."""
+RULES = """What is compared was named beforehand, not chosen by its result. ±: half the width of a difference's 95 %
+confidence interval, by the paired t test of three or more seeds in common, otherwise by Welch's with three seeds each.
+Within it a difference is undecided, without one it can't be judged. A time is the epochs to an accuracy by the seconds
+that `benchmarks/throughput.py` measured for both side by side; it is decided where all seeds agree. A speed-up is
+considerable if it is more than half of what the further devices could add."""
 
 
-def page(runs: Runs, judged: list[tuple[str, list[Evidence]]]) -> str:
+def page(runs: Runs) -> str:
     """The README of the reference results, which are on CIFAR-10."""
-    without = ["reference %", *(name.replace("_", " ") for name in common_settings(runs)[1])]  # the names say them
-    table = table_rows(runs, with_reference=True).drop(columns=without, errors="ignore")
-    parts = ["# Reference results", NOTE, markdown(table)]
+    table = table_rows(runs, with_reference=True).drop(columns="reference %")
+    parts = ["# Reference results", NOTE, markdown(table), "\n".join(f"- {note}" for note in notes(runs))]
     parts += ["![Test accuracies of the scripts, and what regularisation does](results.png)", "## Conclusions", RULES]
-    for number, (conclusion, (verdict, lines)) in enumerate(zip(CONCLUSIONS, judged, strict=True), 1):
-        parts += [f"{number}. {conclusion}: **{verdict}**", markdown(pd.DataFrame(lines))]
+    for number, (conclusion, (verdict, lines)) in enumerate(zip(CONCLUSIONS, judge_all(runs), strict=True), 1):
+        parts += [f"{number}. {conclusion}: **{verdict}**", markdown(pd.DataFrame(lines, columns=EVIDENCE))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def markdown(table: pd.DataFrame) -> str:
     """The table as Markdown, its numbers as they are."""
-    heads = [name.replace("_", " ") for name in table.columns]
-    return tabulate(table, headers=heads, tablefmt="pipe", showindex=False, disable_numparse=True)
+    return tabulate(table, headers=list(table.columns), tablefmt="pipe", showindex=False, disable_numparse=True)
 
 
 @default_style()
 def draw_results(runs: Runs) -> bytes:
-    """Left, each script's test accuracy at the end; right, training and test accuracy of three LeNets."""
+    """Left, scripts' test accuracies at the end, a dot a seed; right, training and test accuracy of three LeNets."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    figure, rows = Figure(figsize=(WIDTH, 4.5), layout="constrained"), named_rows(runs)
     left, right = figure.subplots(1, 2, width_ratios=[5, 4])
-    draw_scripts(left, runs)
-    draw_gaps(right, runs)
-    return png(figure, DPI)
-
-
-def of_script(runs: Runs, experiment: str, epochs: int) -> pd.DataFrame:
-    """The script's runs with its stated settings but for the epochs: those of the shortest folder name."""
-    table = runs.table[(runs.table["experiment"] == experiment) & (runs.table["validation_images"] == 0)]
-    table = table[table["epochs"] == epochs]
-    return table[table["key"] == table.loc[table["folder"].str.len().idxmin(), "key"]] if len(table) else table
-
-
-def draw_scripts(axes: Axes, runs: Runs) -> None:
-    """A row per script, the first one at the top."""
-    found = {name: of_script(runs, experiment, epochs) for experiment, (name, epochs) in SCRIPTS.items()}
-    found = {name: group for name, group in found.items() if len(group)}
-    for place, group in enumerate(found.values()):
-        accuracies, y, colour = values(group, "test_accuracy"), -place, COLOURS[place]
-        axes.plot(accuracies, [y] * len(accuracies), "o", color=colour, markersize=6, alpha=0.75)
-        original = original_run(config_of_row(runs, group.iloc[0]))
+    scripts = [name for name in list(NAMED)[:6] if len(rows[name])]
+    for place, name in enumerate(scripts):
+        accuracies, device = values(rows[name], "test_accuracy"), rows[name].iloc[0]["device"]
+        left.plot(accuracies, [-place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
+        original = original_run(runs.records[rows[name].index[0]]["config"])
         if original and original["last"] is not None:
-            axes.plot([original["last"]], [y + 0.2], "*", ms=10, markerfacecolor="none", markeredgecolor="black")
-        axes.text(102, y, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
-    axes.set_yticks([-place for place in range(len(found))], list(found))
-    axes.set(xlim=(55, 101), ylim=(-len(found) + 0.5, 0.5), xlabel="test accuracy after the last epoch (%)")
-    axes.set_title("● a seed   ☆ the original   right: the mean", fontsize=10, loc="left")
-    axes.grid(alpha=0.3, axis="x")
-
-
-def draw_gaps(axes: Axes, runs: Runs) -> None:
-    """Training and test accuracy of the three LeNets at 200 epochs, as dumbbells."""
-    scripts = ("original_version_model_multigpu", "l2_regularization", "dropout_regularization")
-    shown = list(zip(scripts, ("plain", "L2", "dropout"), strict=True))
-    for place, (experiment, _) in enumerate(shown):
-        group, colour = of_script(runs, experiment, 200), COLOURS[list(SCRIPTS).index(experiment)]
-        if group.empty:
-            continue
-        train, test = (values(group, f"{kind}_accuracy").mean() for kind in ("train", "test"))
-        axes.plot([place, place], [test, train], color=colour, linewidth=3, alpha=0.4)
-        axes.plot([place], [test], "o", color=colour, markersize=9)
-        axes.plot([place], [train], "o", color=colour, markersize=9, markerfacecolor="white", markeredgewidth=2)
-        for y in (test, train):
-            axes.text(place + 0.12, y, f"{y:.1f}", va="center")
-        axes.text(place - 0.1, (train + test) / 2, f"gap {train - test:.0f}", va="center", ha="right")
-    axes.set_xticks(range(len(shown)), [name for _, name in shown])
-    axes.set(xlim=(-0.95, 2.75), ylim=(55, 102), ylabel="mean accuracy (%)")
-    axes.set_title("LeNet, 200 epochs: ○ training   ● test", fontsize=10, loc="left")
-    axes.grid(alpha=0.3, axis="y")
+            left.plot([original["last"]], [0.2 - place], "*", ms=10, markerfacecolor="none", markeredgecolor="black")
+        left.text(102, -place, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
+        scripts[place] = name if device == "cpu" else f"{name}\n{device}"
+    left.set_yticks([-place for place in range(len(scripts))], scripts)
+    left.set(xlim=(55, 101), ylim=(-len(scripts) + 0.5, 0.5), xlabel="test accuracy after the last epoch (%)")
+    left.set_title("● a seed   ☆ the original   right: the mean", fontsize=10, loc="left")
+    left.grid(alpha=0.3, axis="x")
+    kinds = {"plain": "LeNet", "L2": "LeNet + L2", "dropout": "LeNet + dropout"}
+    for place, (name, colour) in enumerate(zip(kinds.values(), COLOURS[1:], strict=False)):
+        train, test = (rows[f"{name}, 200 epochs"][f"{kind}_accuracy"].mean() for kind in ("train", "test"))
+        right.plot([place, place], [test, train], color=colour, linewidth=3, alpha=0.4)
+        right.plot(place, test, "o", color=colour, markersize=9)
+        right.plot(place, train, "o", color=colour, markersize=9, markerfacecolor="white", markeredgewidth=2)
+        texts = {test: f"{test:.1f}", train: f"{train:.1f}", (test + train) / 2: f"gap {train - test:.0f}"}
+        for y, text in texts.items():
+            right.text(place + 0.12, y, text, va="center")
+    right.set_xticks(range(len(kinds)), list(kinds))
+    right.set(xlim=(-0.4, 2.9), ylim=(55, 102), ylabel="mean accuracy (%)")
+    right.set_title("LeNet, 200 epochs: ○ training   ● test", fontsize=10, loc="left")
+    right.grid(alpha=0.3, axis="y")
+    return png(figure, DPI)

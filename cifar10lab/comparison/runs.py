@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,164 +11,167 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifar10lab.files.tensors import read_torch
-from cifar10lab.results.history import HISTORY
-from cifar10lab.results.reference import NOT_COMPARED, REFERENCE, data_key, settings_in_use
-from cifar10lab.settings.experiment import Settings, config_of, stated_settings
+from cifar10lab.results.rows import AUGMENTATION, NOT_COMPARED, REFERENCE, grouped, recorded, row_key, without_seed
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
-MACHINE = ("device", "processor", "threads", "parallel", "world_size", "torch")
-RESULTS = ("final_test_accuracy", "best_test_accuracy", "best_epoch", "parameters", "train_seconds")
-OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy", "best_epoch_chosen_on")
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")  # of a history
+OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy")  # results that older files lack
+# What tells rows of the same settings apart; what stands further down, only where the rest doesn't.
+TELL_APART = (
+    ("reference", "unfinished", "experiment", "precision", "device", "processes"),
+    ("model_code", "folder"),
+    ("machine",),
+)
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A row per run, the best first, with the same `key` where only seeds differ; a row per `run` number and epoch."""
+    """A row of `table` per run, the best first, with the same `row` number where only seeds differ.
+
+    Rows of the same `group` differ by nothing but their folders. `epochs` has a row per run and epoch; its `run` is the
+    index of `table` and the place in `records`, which are as in loss.json.
+    """
 
     table: pd.DataFrame
     epochs: pd.DataFrame
-    settings: list[str]  # the columns of `table` that are settings
+    records: list[dict]
 
     def part(self, table: pd.DataFrame) -> Runs:
         """The runs in `table`, a part of this one's."""
-        return Runs(table, self.epochs[self.epochs["run"].isin(table.index)], self.settings)
+        return Runs(table, self.epochs[self.epochs["run"].isin(table.index)], self.records)
+
+    def settings(self) -> pd.DataFrame:
+        """A column for each setting that is compared, NaN where a run has none of that name."""
+        settings = pd.DataFrame([record["config"] for record in self.records], dtype=object).loc[self.table.index]
+        hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
+        return settings.drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
 
 
 def read_runs(paths: list[Path]) -> Runs:
     """All runs in these folders and files; a file that is none of ours is a warning, UserError if there is no other."""
-    rows, epochs, settings = [], [], {}
+    records, columns, histories = {}, [], []
     for path in find_runs(paths):
         try:
-            config, row, history = read_run(path)
+            record, row, history = read_run(path)
         except UserError as error:
             if path.exists():  # otherwise the run has ended this moment
                 print(f"warning: skipped: {error}", file=sys.stderr)
             continue
-        epochs.append(history.assign(run=len(rows)))
-        rows.append(config | row)
-        settings |= config
-    if not rows:
+        histories.append(history.assign(run=len(records)))
+        columns.append(row)
+        records[path] = record
+    if not records:
         raise UserError(f"no loss.json to compare in {', '.join(map(str, paths))}")
-    table = pd.DataFrame(rows)
-    last = table.groupby("key")["test_accuracy"].transform("mean").sort_values(ascending=False, kind="stable")
-    return Runs(table.loc[last.index], pd.concat(epochs, ignore_index=True), list(settings))
+    table, paths = pd.DataFrame(columns), list(records)
+    for number, group in enumerate(grouped(records)):
+        for row in group:
+            runs = sorted(paths.index(path) for path in row)
+            table.loc[runs, ["group", "row"]] = number, runs[0]
+    best_first = table.groupby("row")["test_accuracy"].transform("mean").sort_values(ascending=False, kind="stable")
+    return Runs(table.loc[best_first.index], pd.concat(histories, ignore_index=True), list(records.values()))
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
-    """The loss.json or, of one in progress, checkpoint.pth of each run in these folders and theirs; files as named.
+    """Each run in these folders and theirs, links followed, as one of FILES; files as named. Each is found once.
 
-    UserError for a path that isn't.
+    It is the loss.json, or a newer checkpoint.pth: a run that has ended removes its own. UserError for a path that
+    isn't.
     """
-    found: dict[Path, None] = {}
+    found, visited = {}, set()
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        folders = sorted({file.parent for name in FILES for file in path.rglob(name)})
-        found |= dict.fromkeys([path] if path.is_file() else map(newest, folders))
-    return list(found)
+        if path.is_file():
+            found.setdefault(path.resolve(), path)
+        for folder, subfolders, _ in os.walk(path, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in visited:  # or a link to a folder above would have no end
+                subfolders.clear()
+            elif files := [file for name in FILES if (file := Path(folder, name)).is_file()]:
+                newest = max(files, key=lambda file: file.stat().st_mtime)
+                found.setdefault(newest.resolve(), newest)
+            visited.add(real)
+            subfolders.sort()
+    return list(found.values())
 
 
-def newest(folder: Path) -> Path:
-    """The folder's checkpoint.pth if it is newer than its results: a run that has ended removes its own."""
-    files = [folder / name for name in FILES if (folder / name).is_file()]
-    return max(files, key=lambda file: file.stat().st_mtime)
-
-
-def read_run(path: Path) -> tuple[dict[str, object], dict[str, object], pd.DataFrame]:
-    """Settings, other columns and history of a run, finished or in progress; UserError if the file is no such one."""
-    finished = path.suffix == ".json"
+def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
+    """A run's record, its columns and its history; UserError if the file is none of a run."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8")) if finished else read_torch(path)
-        history, dataset = pd.DataFrame(run["history"])[list(run["history"])], run["dataset"]
-        history = history[[*HISTORY, *history.columns.difference(HISTORY)]].astype(float)
-        if not np.isfinite(history.to_numpy()).all() or finished > len(history):
+        if path.suffix == ".json":
+            run = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            from cifar10lab.files.tensors import read_torch  # torch takes a second: only for a run in progress
+
+            run = read_torch(path)
+        history = pd.DataFrame(run["history"]).astype(float)
+        history = history[[*COLUMNS, *history.columns.difference(COLUMNS)]]
+        if not np.isfinite(history.to_numpy()).all() or ("result" in run and history.empty):
             raise ValueError("it has no epochs, or other things than finite numbers in its columns")
-        config = with_defaults(str(run["experiment"]), dict(run["config"]))
-        row = {"experiment": str(run["experiment"]), "folder": str(path.parent), "unfinished": not finished}
-        row |= {"reference": REFERENCE in path.resolve().parents, "dataset": str(dataset["name"]), "machine": ""}
-        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")} | {"source": dataset["source"]}
-        if finished:
-            row |= {name: float(run["result"][name]) for name in RESULTS}
-            row |= {name: run["result"][name] for name in OPTIONAL if run["result"].get(name) is not None}
-            row |= {name: run["environment"][name] for name in MACHINE}
-            row["machine"] = machine_text(run["environment"])
-        if len(run.get("parts", [])) > 1:
-            history["seconds"], row["machine"] = math.nan, "several machines"
-        key = [row["experiment"], settings_in_use(config), data_key(dataset), row["unfinished"], row["reference"]]
-        row |= {"key": json.dumps(key, sort_keys=True), **last_epoch(history, config)}
+        config, dataset, result, key = run["config"], run["dataset"], run.get("result", {}), row_key(run)
+        row = {"experiment": str(run["experiment"]), "seed": int(config["seed"])}
+        row |= {"file": str(path), "folder": str(path.parent), "reference": REFERENCE in path.resolve().parents}
+        row |= {"dataset": str(dataset["name"]), "source": dataset["source"]}
+        row |= {name: int(dataset[name]) for name in ("train_images", "test_images")}
+        row |= {name: key[name] for name in ("unfinished", "precision", "device", "processes")}
+        row |= {"model_code": recorded(run, "code", "model_code"), "commit": recorded(run, "code", "commit")[:7]}
+        row |= {"changes": recorded(run, "code", "changed"), "machine": machine_text(run)}
+        row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
+        row |= from_history(history) | ({"parameters": int(result["parameters"])} if result else {})
+        row |= {name: float(result[name]) for name in OPTIONAL if result.get(name) is not None}
     except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is no file of these scripts ({type(error).__name__}: {error})") from error
-    return config, row, history
+    return run, row, history
 
 
-def last_epoch(history: pd.DataFrame, config: dict[str, object]) -> dict[str, float]:
-    """What follows from a history, NaN if it has no epochs; its `seconds` become medians over images of the same size.
-
-    An epoch that other work on the machine slowed down would count in a sum; in the median it doesn't.
-    """
-    part = np.arange(len(history)) * (str(config.get("resolutions", "")).count(",") + 1) // int(config["epochs"])
-    history["seconds"] = history["seconds"].groupby(part).transform("median")
-    best = history["test_accuracy"].max()
-    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-    last = {name: history[name].iloc[-1] if len(history) else math.nan for name in names}
-    last |= {"gap": last["train_accuracy"] - last["test_accuracy"], "seconds": history["seconds"].sum(skipna=False)}
-    best_epoch = history["epoch"][history["test_accuracy"] == best].min()
-    return last | {"epochs_trained": len(history), "best_on_test": best, "best_epoch_on_test": best_epoch}
-
-
-def machine_text(environment: dict[str, object]) -> str:
-    """What times depend on, as in "AMD EPYC, 2 threads" or "4 x NVIDIA A100 (DataParallel)"."""
-    device, processes, threads = environment["device"], environment["world_size"], environment["threads"]
-    if device != "cpu":
-        return f"{processes} x {device} ({environment['parallel']})" if environment["parallel"] != "none" else device
-    several = f"{processes} processes of " * (processes > 1)
-    return f"{environment['processor']}, {several}{threads} thread{'s' * (threads > 1)}"
-
-
-def with_defaults(experiment: str, config: dict[str, object]) -> dict[str, object]:
-    """A run's settings, with the default of those that came later."""
-    try:
-        stated = stated_settings(experiment)
-    except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
-        stated = None
-    if stated is None:
-        return config
-    required = [field.name for field in dataclasses.fields(Settings) if field.default is dataclasses.MISSING]
-    plain = Settings(**{name: getattr(stated, name) for name in required if name != "options"})
-    return config_of(plain) | config
-
-
-def config_of_row(runs: Runs, row: pd.Series) -> dict[str, object]:
-    """The settings of a run, as in its loss.json."""
-    return {name: row[name] for name in runs.settings if name in row and row[name] == row[name]}  # NaN: other models'
+def from_history(history: pd.DataFrame) -> dict[str, object]:
+    """What follows from a history, NaN if it has no epochs: its end, its best epoch, and the seconds of training."""
+    chosen_on = "validation" if "validation_accuracy" in history else "test"
+    row = {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
+    history = history if len(history) else history.reindex([0])
+    last = history.iloc[-1]
+    best = history.sort_values(f"{chosen_on}_accuracy", ascending=False, kind="stable").iloc[0]
+    row |= {name: last[name] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
+    row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
+    return row | {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
 
 
 def values(runs: pd.DataFrame, name: str) -> pd.Series:
-    """A column's value for each seed of a row's runs; one that was trained several times counts once, by its mean."""
-    return runs.groupby("seed")[name].mean().dropna()
+    """A column of a row's runs by their seeds."""
+    return runs.set_index("seed")[name].dropna().sort_index()
 
 
-def names_of(runs: Runs, keys: pd.Series) -> dict[str, str]:
+def machine_text(run: dict) -> str:
+    """What a run's times depend on, as in "AMD EPYC, threads 2" or "4 x NVIDIA A100 (DataParallel)"."""
+    names = ("device", "processor", "threads", "world_size", "parallel")
+    device, processor, threads, processes, parallel = (recorded(run, "environment", name) for name in names)
+    text = f"{processor}, threads {threads}" if device == "cpu" else device
+    return text if processes in ("", "1") else f"{processes} x {text} ({parallel})"
+
+
+def names_of(runs: Runs, keys: pd.Series) -> dict[object, str]:
     """A short name for each key: the model, and the settings in which it differs from most of the others of its model.
 
-    A setting that is 0 or off is named only if most of the others have it on.
+    A setting that is 0 or off is named only if most of the others have it on. Where names are the same, what else
+    differs follows, as TELL_APART has it.
     """
-    first = runs.table.groupby(keys, sort=False).first()
-    names = {}
-    for _, rows in first.groupby("model"):
-        columns = [name for name in runs.settings if name not in ("model", *NOT_COMPARED)]
+    first, names = runs.table.groupby(keys, sort=False).first(), {}
+    for model, rows in runs.settings().groupby(keys, sort=False).first().groupby("model"):
+        columns = rows.columns.drop("model")
         for key, row in rows.iterrows():
             parts = [setting_text(name, row[name]) for name in columns if not is_usual(rows[name], row[name])]
-            names[key] = ", ".join([str(row["model"]), *parts])
-    for extra in ("experiment", "reference", "unfinished"):  # what tells runs of the same settings apart
-        if len(set(names.values())) < len(names) and first[extra].nunique() > 1:
-            texts = first[extra].map(str).replace({"True": extra, "False": ""})
-            names = {key: ", ".join(filter(None, [name, texts[key]])) for key, name in names.items()}
+            names[key] = ", ".join([str(model), *parts])
+    folders = runs.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
+    top = os.path.commonpath([*folders])
+    first["folder"] = folders.groupby(keys).agg(lambda of_row: os.path.relpath(os.path.commonpath([*of_row]), top))
+    for kinds in TELL_APART:
+        same = {name: first.loc[[key for key in names if names[key] == name]] for name in names.values()}
+        for key, name in names.items():
+            differ = [kind for kind in kinds if same[name][kind].nunique() > 1 and str(first.loc[key, kind]) != "False"]
+            names[key] = ", ".join([name, *(setting_text(kind, first.loc[key, kind]) for kind in differ)])
     return names
 
 
@@ -184,8 +186,8 @@ def is_usual(column: pd.Series, value: object) -> bool:
 def setting_text(name: str, value: object) -> str:
     """As in "50 epochs", "lr 0.01", "augment" or "no augment"."""
     words, text = name.replace("_", " "), short(value)
-    texts, epochs = {"yes": words, "no": f"no {words}"}, f"{text} epoch" + "s" * (text != "1")
-    return texts.get(text, {"machine": text, "epochs": epochs}.get(name, f"{words} {text}"))
+    texts, epochs = {"yes": words, "no": f"no {words}"}, "1 epoch" if text == "1" else f"{text} epochs"
+    return texts.get(text, epochs if name == "epochs" else f"{words} {text}")
 
 
 def short(value: object) -> str:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
-MODELSET = Path(__file__).resolve().parents[2] / "modelset"
-REFERENCE = MODELSET / "reference"
+from cifar10lab.results.rows import NOT_COMPARED, REFERENCE, grouped, model_code, row_key, settings_in_use
+
 ORIGINAL_RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
-AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
-NOT_COMPARED = ("seed", "precision")  # settings that runs of one row may differ in
-
-
-def settings_in_use(config: dict[str, object], without: tuple[str, ...] = NOT_COMPARED) -> dict[str, object]:
-    """The entries of a config without those of these names, and without what is 0 or off, or does nothing."""
-    without = without if config.get("augment") else (*without, *AUGMENTATION)
-    return {name: value for name, value in config.items() if name not in without and value}
 
 
 def original_run(config: dict[str, object]) -> dict[str, object] | None:
@@ -40,23 +33,19 @@ def original_accuracy(config: dict[str, object]) -> str:
     return str(run["last"]) if isinstance(run["last"], int) else f"{run['last']:.2f}"
 
 
-def reference_runs() -> list[dict]:
-    """The loss.json of every run that comes with the repository."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(REFERENCE.rglob("loss.json"))]
+def reference_runs() -> dict[Path, dict]:
+    """The loss.json of every run that comes with the repository, by its path."""
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(REFERENCE.rglob("loss.json"))}
 
 
-def reference_accuracies(runs: list[dict], config: dict[str, object], dataset: dict[str, object]) -> list[float]:
-    """Test accuracies at the end, in per cent, of those `runs` with that config and data: one for each seed."""
-    by_seed: dict[int, list[float]] = {}
-    for run in runs:
-        if settings_in_use(run["config"]) == settings_in_use(config) and data_key(run["dataset"]) == data_key(dataset):
-            by_seed.setdefault(run["config"]["seed"], []).append(run["result"]["final_test_accuracy"])
-    return [statistics.mean(accuracies) for accuracies in by_seed.values()]
-
-
-def data_key(dataset: dict[str, object]) -> tuple[object, ...]:
-    """What tells one data set from another: its name and size, wherever the images came from."""
-    return dataset["name"], dataset["train_images"], dataset["test_images"]
+def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
+    """Test accuracies at the end, in per cent, of the row of the reference's `runs` that `run` would belong to."""
+    key, code = row_key(run), model_code(run)
+    same = {path: other for path, other in runs.items() if row_key(other) == key}
+    same = {path: other for path, other in same.items() if not code or model_code(other) in ("", code)}
+    rows = [row for group in grouped(same) for row in group]
+    row = max(rows, key=len, default=[])  # the same seed again on one core, say, is a row of its own
+    return [same[path]["result"]["final_test_accuracy"] for path in row]
 
 
 def mean_text(values: list[float]) -> str:
@@ -70,8 +59,11 @@ def standing(run: dict[str, object]) -> str:
 
     `run` is as in loss.json.
     """
-    values = reference_accuracies(reference_runs(), run["config"], run["dataset"])
-    original = original_accuracy(run["config"])
+    try:
+        values, original = reference_accuracies(reference_runs(), run), original_accuracy(run["config"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # the run itself is done and saved
+        print(f"warning: {REFERENCE} can't be read: {type(error).__name__}: {error}", file=sys.stderr)
+        return ""
     seeds = f" over {len(values)} seeds" if len(values) > 1 else ""
     texts = [f"reference: {mean_text(values)}{seeds}"] if values else []
     if original and run["dataset"]["name"] == "cifar10":
