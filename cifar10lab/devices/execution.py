@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import gc
 import inspect
 import platform
 import re
@@ -115,7 +116,7 @@ class InPrecision(nn.Module):
 class Graphed(nn.Module):
     """A network on one GPU whose forward and backward passes are CUDA graphs: a launch each, not hundreds.
 
-    They are recorded at the first batch of each shape
+    They are recorded at the first batch of each shape, and freed with this module
     (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html).
     """
 
@@ -132,6 +133,16 @@ class Graphed(nn.Module):
                 buffer.copy_(before)  # recording calls the network some times
             self.graphs[images.shape] = graph
         return self.graphs[images.shape](images)
+
+    def __del__(self) -> None:
+        # Gradients may lie in the graphs' memory. In torch 2.14, graphs are in circles of references: Python would
+        # collect them at any time, also while another one is recorded, which then fails
+        # (https://github.com/pytorch/pytorch/pull/195397).
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        self.graphs.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def parallel_network(network: nn.Module, execution: Execution, cuda_graphs: bool = False) -> nn.Module:
@@ -175,19 +186,26 @@ def has_unused_parameters(network: nn.Module, device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
-    """Collect in `signals` the numbers of those that ask to stop, keep freed memory, set CUDA up; undone at the end."""
+    """Collect in `signals` the numbers of those that ask to stop, and `device_settings`; undone at the end."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():  # the only one that signals reach
         numbers = []
-    with kept_memory(), contextlib.ExitStack() as stack:
+    with device_settings(device), contextlib.ExitStack() as stack:
         for number in numbers:
             handler = signal.signal(number, lambda number, frame: signals.append(number))
             stack.callback(signal.signal, number, handler)
+        yield
+
+
+@contextlib.contextmanager
+def device_settings(device: torch.device) -> Iterator[None]:
+    """Keep freed memory and, on CUDA, use TF32 for what stays float32 and cuDNN's fastest; undone at the end."""
+    with kept_memory(), contextlib.ExitStack() as stack:
         if device.type == "cuda":
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+            torch.set_float32_matmul_precision("high")
             stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
             torch.backends.cudnn.benchmark = True
             stack.enter_context(warnings.catch_warnings())
