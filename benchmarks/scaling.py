@@ -1,19 +1,16 @@
 """Do several devices train faster than one, and how many are worth it?
 
-    python benchmarks/scaling.py                                # on all GPUs, or on all CPU cores
-    python benchmarks/scaling.py --bandwidth 1.1 --latency 50   # and predict for 10 Gbit/s Ethernet
+    python benchmarks/scaling.py    # on all GPUs, or on all CPU cores; some minutes
 
-Takes some minutes, on random images. Devices are GPUs or, where there is none, CPU cores with one single-threaded
-process each, pinned to it. 1, 2, 4, … and all of them train batches of the same global size: in one process each
-under torchrun and, on GPUs, in a single one with DataParallel. Computing is the step of a device's share of the batch
-without any exchange, while all devices do the same; exchanging is the rest of the step, with waiting for the slowest.
+Devices are GPUs or, where there is none, CPU cores with one single-threaded process each, pinned to it. 1, 2, 4, … and
+all of them train batches of the same global size, of random images, in one process each under torchrun. Computing is
+the step of a device's share of the batch without any exchange, while all devices do the same; exchanging is the rest
+of the step, with waiting for the slowest.
 On GPUs, only a step without exchange is made of CUDA graphs, as in training: what they save counts as exchanging.
 
-From one device's steps and the time that exchanges take, it predicts other numbers n of devices: a step takes the
-share's computing + e * 2(n - 1) * latency + 2(n - 1) / n * gradient bytes / bandwidth, where e is 1 for the gradient's
-ring all-reduce, and 2 more for each BatchNorm. Measure while nothing else runs.
-
---save writes scaling.json and scaling.png.
+From one device's steps it predicts n devices, joined as here or by usual connections: a step takes the computing of a
+share + 2(n - 1) * (exchanges * latency + gradient bytes / n / bandwidth), where the exchanges are the gradient's ring
+all-reduce and two for each BatchNorm. Measure while nothing else runs. --save writes scaling.json and scaling.png.
 """
 
 from __future__ import annotations
@@ -38,14 +35,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 
 # isort: split
+import numpy as np
 import torch
 import torch.distributed as dist
+from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
 import original_version_model_multigpu
 import resnet_model
-from cifar10lab.devices.execution import Execution, choose_precision, kept_memory, processor_name
+from cifar10lab.devices.execution import Execution, choose_precision, device_settings, processor_name
 from cifar10lab.devices.processes import join_processes, leave_processes
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.files.writing import expanded, write_file
@@ -59,33 +58,17 @@ IMAGES = 8192  # whole batches of every size
 BATCH_SIZES = {"LeNet": (128, 512, 2048), "ResNet18": (128, 512)}
 PREDICTED = (1, 2, 4, 8, 16, 32, 64)
 MESSAGES = (1024, 2**24)  # bytes of the all-reduces that latency and bandwidth come from
-LINKS = {  # seconds per message, and bytes per second in each direction: what programs reach, not data sheets
-    "NVLink": (5e-6, 200e9),
-    "PCIe 4.0 x16": (1e-5, 20e9),
-    "100 Gbit/s Ethernet": (2e-5, 11e9),
-    "10 Gbit/s Ethernet": (5e-5, 1.1e9),
-}
+LINKS = [  # seconds per message, and bytes per second in each direction: what programs reach, not data sheets
+    {"name": "NVLink", "latency": 5e-6, "bandwidth": 200e9},
+    {"name": "PCIe 4.0 x16", "latency": 1e-5, "bandwidth": 20e9},
+    {"name": "100 Gbit/s Ethernet", "latency": 2e-5, "bandwidth": 11e9},
+    {"name": "10 Gbit/s Ethernet", "latency": 5e-5, "bandwidth": 1.1e9},
+]
 # Blues for LeNet and vermilion for ResNet-18, as in all pictures; markers tell the batch sizes apart in print.
 COLOURS = ("#003D60", "#0072B2", "#73B3D9", "#8A3D00", "#E8813B")
 
-# What was timed ("none", "computing", "all_reduce" or a way of being parallel), model, batch size or bytes, devices
+# What was timed ("alone" on one device, "computing", "training" or "all_reduce"), model, batch size or bytes, devices
 Key = tuple[str, str, int, int]
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line, the same one for this process and for those that it starts."""
-    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    add = parser.add_argument
-    width = 64 if torch.cuda.is_available() else 32
-    add("--width", type=number_within(int, 1, 2**31), default=width, help="of ResNet-18; 64 is the experiment's")
-    add("--seconds", type=number_within(float, 0, 3600), default=0.5, help="that each measurement takes at least")
-    values = "; ".join(f"{name}: {rate / 1e9:g} and {latency * 1e6:g}" for name, (latency, rate) in LINKS.items())
-    bandwidth_help = f"GB/s, instead of the measured. With latency: {values}"
-    add("--bandwidth", type=number_within(float, 1e-6, 1e9), help=bandwidth_help)
-    add("--latency", type=number_within(float, 0, 1e9), help="microseconds per message, instead of the measured")
-    save_help = "write scaling.json and scaling.png, here or into that folder"
-    add("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
-    return parser.parse_args()
 
 
 def stated_cases(width: int) -> list[common.Settings]:
@@ -99,9 +82,6 @@ def case_name(case: dict) -> str:
     """How a case of scaling.json is called in tables and in the picture."""
     width = "" if case["width"] is None else f" of width {case['width']}"
     return f"{case['model'].replace('18', '-18')}{width}, {case['batch_size']}"
-
-
-# --- The machine ------------------------------------------------------------------------------
 
 
 def cpu_cores() -> list[int]:
@@ -126,40 +106,26 @@ def share_size(batch_size: int, devices: int) -> int:
     return -(-batch_size // devices)
 
 
-def shares(cases: list[common.Settings]) -> list[common.Settings]:
-    """What one device is to be measured with: every case's shares on every number of devices, the largest first."""
-    counts = {*PREDICTED, *device_counts()}
-    sizes = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
-    return [dataclasses.replace(sizes[key], batch_size=key[1]) for key in sorted(sizes, reverse=True)]
-
-
-# --- What torchrun's processes do -------------------------------------------------------------
-
-
 def work(arguments: argparse.Namespace) -> None:
     """Measure, in each of torchrun's processes; rank 0 prints one JSON object a line."""
-    rank, devices = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    gpus = torch.cuda.device_count()
+    rank, processes, gpus = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(rank)
-        torch.set_float32_matmul_precision("high")  # as in training
-        torch.backends.cudnn.benchmark = True
     else:
         torch.set_num_threads(1)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {cpu_cores()[rank]})
-    execution = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none", rank, devices)
-    cases = stated_cases(arguments.width)
-    with kept_memory():
-        if devices > 1:
-            work_together(cases, execution, arguments.seconds)
-        elif gpus > 1:
-            execution = dataclasses.replace(execution, parallel="DataParallel")
-            for case in cases:
-                report("DataParallel", case, gpus, step_seconds(case, execution, arguments.seconds))
-        else:
-            for case in shares(cases):
-                report("none", case, 1, step_seconds(case, execution, arguments.seconds))
+    execution = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none", rank, processes)
+    cases, seconds = stated_cases(arguments.width), arguments.seconds
+    with device_settings(execution.device):
+        if processes > 1:
+            work_together(cases, execution, seconds)
+            return
+        counts = {*PREDICTED, *device_counts()}
+        sizes = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
+        for model, size in sorted(sizes, reverse=True):  # the largest first
+            share = dataclasses.replace(sizes[model, size], batch_size=size)
+            report("alone", model, size, execution, step_seconds(share, execution, seconds))
 
 
 def work_together(cases: list[common.Settings], execution: Execution, seconds: float) -> None:
@@ -169,20 +135,19 @@ def work_together(cases: list[common.Settings], execution: Execution, seconds: f
     dist.all_reduce(alone, dist.ReduceOp.MAX)
     execution = dataclasses.replace(execution, parallel="DistributedDataParallel")
     for case, computing in zip(cases, alone.tolist(), strict=True):
-        report("computing", case, execution.world_size, computing)
         images = max(1, round(seconds / computing)) * case.batch_size  # the same number in every process
         step = step_seconds(case, execution, seconds, images)
-        report("DistributedDataParallel", case, execution.world_size, step)
+        for what, took in (("computing", computing), ("training", step)):
+            report(what, case.model.__name__, case.batch_size, execution, took)
     for size in MESSAGES:
-        report("all_reduce", size, execution.world_size, all_reduce_seconds(size, execution.device))
+        report("all_reduce", "", size, execution, all_reduce_seconds(size, execution.device))
     leave_processes()
 
 
-def report(what: str, of: common.Settings | int, devices: int, seconds: float) -> None:
-    """Print a measurement of a case, or of a number of bytes, for the process that started torchrun."""
-    name, size = ("", of) if isinstance(of, int) else (of.model.__name__, of.batch_size)
-    if os.environ["RANK"] == "0":
-        print(json.dumps({"key": (what, name, size, devices), "seconds": seconds}), flush=True)
+def report(what: str, model: str, size: int, execution: Execution, seconds: float) -> None:
+    """Print a measurement for the process that started torchrun."""
+    if execution.rank == 0:
+        print(json.dumps({"key": (what, model, size, execution.world_size), "seconds": seconds}), flush=True)
 
 
 def step_seconds(case: common.Settings, execution: Execution, seconds: float, images: int = 0) -> float:
@@ -193,16 +158,16 @@ def step_seconds(case: common.Settings, execution: Execution, seconds: float, im
     labels = torch.arange(IMAGES) % 10
     random_images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
-    run = common.ready_to_train(common.Training(case, execution, data, model, Path()))
-    chunks = itertools.chain.from_iterable(common.epoch_chunks(run, epoch, 0) for epoch in itertools.count(1))
+    training = common.ready_to_train(common.Training(case, execution, data, model, Path()))
+    chunks = itertools.chain.from_iterable(common.epoch_chunks(training, epoch, 0) for epoch in itertools.count(1))
     for chunk in itertools.islice(chunks, 2 if dist.is_initialized() else 1):
-        common.train_chunk(run, *chunk)  # DistributedDataParallel rearranges its buckets after the first step
+        common.train_chunk(training, *chunk)  # DistributedDataParallel rearranges its buckets after the first step
     synchronise(execution.device)
     done, started = 0, time.perf_counter()
     for batches, sizes, rates in chunks:
         if dist.is_initialized():
-            common.check_signals(run)
-        losses = common.train_chunk(run, batches, sizes, rates)
+            common.check_signals(training)
+        losses = common.train_chunk(training, batches, sizes, rates)
         if execution.device.type == "cpu":
             common.check_finite(losses, 1, 0)
         done += sum(sizes)
@@ -230,32 +195,21 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-# --- Starting them ----------------------------------------------------------------------------
-
-
-def measure(width: int) -> dict[Key, float]:
+def measure() -> dict[Key, float]:
     """The median seconds of everything that there is to measure."""
-    cases, gpus, times = stated_cases(width), torch.cuda.device_count(), defaultdict(list)
-    launches = [(n, n) for n in device_counts()]  # processes and GPUs
-    launches += [(1, n) for n in device_counts() if gpus and n > 1]
-    lines = [len(shares(cases)) if n == 1 else 2 * len(cases) + len(MESSAGES) for n in device_counts()]
-    total = ROUNDS * (sum(lines) + len(cases) * (len(launches) - len(lines)))
-    with tqdm(total=total, disable=None, leave=False, unit=" measurements") as bar:
-        for _, (processes, visible) in itertools.product(range(ROUNDS), launches):
-            what = "GPU" if gpus else "core"
-            bar.set_description(f"{visible} {what}{'s' * (visible > 1)} in {processes} process{'es' * (processes > 1)}")
-            launch(processes, visible, times, bar)
+    times = defaultdict(list)
+    for processes in tqdm(device_counts() * ROUNDS, disable=None, leave=False, unit=" launches"):
+        launch(processes, times)
     return {key: statistics.median(values) for key, values in times.items()}
 
 
-def launch(processes: int, gpus: int, times: dict[Key, list[float]], bar: tqdm) -> None:
-    """Start `processes` under torchrun, which see so many GPUs, and add what they print to `times`.
+def launch(processes: int, times: dict[Key, list[float]]) -> None:
+    """Start `processes` of this script under torchrun, and add what they print to `times`.
 
     Whatever happens, none of them is left running. Raises UserError if one fails.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ",".join(visible[:gpus])}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as log:
         # In a session of their own, so that Ctrl-C reaches this process alone, which then ends them in order.
         options = {"stderr": log, "text": True, "env": environment, "start_new_session": True}
@@ -264,7 +218,6 @@ def launch(processes: int, gpus: int, times: dict[Key, list[float]], bar: tqdm) 
                 for line in torchrun.stdout:
                     measured = json.loads(line)
                     times[tuple(measured["key"])].append(measured["seconds"])
-                    bar.update()
             finally:
                 if torchrun.poll() is None:
                     torchrun.terminate()  # it ends its processes before itself
@@ -274,76 +227,53 @@ def launch(processes: int, gpus: int, times: dict[Key, list[float]], bar: tqdm) 
             raise UserError(f"one of {processes} processes failed (torchrun ended with code {torchrun.returncode})")
 
 
-# --- What follows from it ---------------------------------------------------------------------
-
-
-def links(seconds: dict[Key, float], bandwidth: float | None, latency: float | None) -> list[dict]:
-    """This machine's connection, as measured or as given in GB/s and microseconds, and the named ones."""
-    named = [{"name": name, "latency": latency, "bandwidth": rate} for name, (latency, rate) in LINKS.items()]
+def connections(seconds: dict[Key, float]) -> list[dict]:
+    """This machine's connection, if it has several devices, and the usual ones."""
     devices = device_counts()[-1]
-    here = {}
-    if devices > 1:
-        small, large = (seconds["all_reduce", "", size, devices] for size in MESSAGES)
-        transferred = 2 * (devices - 1) / devices * (MESSAGES[1] - MESSAGES[0])
-        here = {"latency": small / (2 * (devices - 1)), "bandwidth": transferred / max(large - small, 1e-9)}
-    given = {} if latency is None else {"latency": latency / 1e6}
-    given |= {} if bandwidth is None else {"bandwidth": 1e9 * bandwidth}
-    here |= given
-    return [{"name": "as given" if given else "measured here", **here}, *named] if len(here) == 2 else named
+    if devices == 1:
+        return LINKS
+    small, large = (seconds["all_reduce", "", size, devices] for size in MESSAGES)
+    bandwidth = 2 * (devices - 1) / devices * (MESSAGES[1] - MESSAGES[0]) / max(large - small, 1e-9)
+    return [{"name": "measured here", "latency": small / (2 * (devices - 1)), "bandwidth": bandwidth}, *LINKS]
 
 
 def predict(case: dict, seconds: dict[Key, float], link: dict) -> dict:
-    """What `case`, an entry of scaling.json, would take on more and other devices, joined by `link`."""
-    counts = sorted({*PREDICTED, *device_counts()})
-    sizes = [share_size(case["batch_size"], n) for n in counts]
-    computing = [seconds["none", case["model"], size, 1] for size in sizes]
-    messages = [case["exchanges"] * 2 * (n - 1) for n in counts]
-    transferred = [2 * (n - 1) / n * case["gradient_bytes"] for n in counts]
-    exchanging = [
-        count * link["latency"] + size / link["bandwidth"] for count, size in zip(messages, transferred, strict=True)
-    ]
-    rates = [case["batch_size"] / (c + e) for c, e in zip(computing, exchanging, strict=True)]
-    best = rates.index(max(rates))
+    """How fast `case`, an entry of scaling.json, would be on each number of devices, joined by `link`."""
+    n, batch_size = np.array(sorted({*PREDICTED, *device_counts()})), case["batch_size"]
+    computing = np.array([seconds["alone", case["model"], share_size(batch_size, devices), 1] for devices in n])
+    exchange = case["exchanges"] * link["latency"] + case["gradient_bytes"] / n / link["bandwidth"]
+    rates = batch_size / (computing + 2 * (n - 1) * exchange)
+    lists = {"devices": n, "computing_seconds": computing, "exchanging_seconds": 2 * (n - 1) * exchange}
+    lists |= {"images_per_second": rates, "speedup": rates / rates[0]}
+    best = int(n[rates.argmax()])
     return {
-        "link": link["name"], "devices": counts, "computing_seconds": computing, "exchanging_seconds": exchanging,
-        "images_per_second": rates, "speedup": [rate / rates[0] for rate in rates],
-        "stops_gaining_at": counts[best] if best < len(counts) - 1 else None,
-    }  # fmt: skip
+        "link": link["name"],
+        **{name: values.tolist() for name, values in lists.items()},
+        "stops_gaining_at": best if best < n[-1] else None,
+    }
 
 
-def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict | None) -> list[dict]:
+def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict) -> list[dict]:
     """How fast `case`, an entry of scaling.json, was on each number of devices, beside the prediction."""
-    name, size = case["model"], case["batch_size"]
-    single, rows = seconds["none", name, size, 1], []
-    for devices, parallel in itertools.product(device_counts(), ("none", "DistributedDataParallel", "DataParallel")):
-        step = seconds.get((parallel, name, size, devices))
-        if step is None:
-            continue
-        share = seconds["none", name, share_size(size, devices), 1]  # DataParallel's is measured on one device only
-        computing = min(step, seconds.get(("computing", name, size, devices), share) if "Dist" in parallel else share)
-        beside = predicted["images_per_second"][predicted["devices"].index(devices)] if predicted else None
+    name, size, rows = case["model"], case["batch_size"], []
+    alone, counts = seconds["alone", name, size, 1], device_counts()
+    for devices in counts:
+        step = seconds["training", name, size, devices] if devices > 1 else alone
+        computing = min(step, seconds["computing", name, size, devices]) if devices > 1 else alone
+        beside = predicted["images_per_second"][predicted["devices"].index(devices)] if len(counts) > 1 else None
         rows.append({
-            "devices": devices, "parallel": parallel, "images_per_second": size / step, "speedup": single / step,
-            "efficiency": single / step / devices, "step_seconds": step, "computing_seconds": computing,
-            "exchanging_seconds": step - computing,
-            "predicted_images_per_second": None if parallel == "DataParallel" else beside,
+            "devices": devices, "parallel": "DistributedDataParallel" if devices > 1 else "none",
+            "images_per_second": size / step, "speedup": alone / step, "efficiency": alone / step / devices,
+            "step_seconds": step, "computing_seconds": computing, "exchanging_seconds": step - computing,
+            "predicted_images_per_second": beside,
         })  # fmt: skip
     return rows
 
 
-def scaling_record(arguments: argparse.Namespace, seconds: dict[Key, float]) -> dict:
+def scaling_record(width: int, seconds: dict[Key, float]) -> dict:
     """What scaling.json holds: seconds, bytes, bytes per second."""
-    gpus = torch.cuda.is_available()
-    record = {
-        "device": torch.cuda.get_device_name() if gpus else processor_name(),
-        "devices": "GPUs" if gpus else "CPU cores",
-        "count": device_counts()[-1],
-        "torch": torch.__version__,
-        "platform": platform.platform(terse=True),
-        "links": links(seconds, arguments.bandwidth, arguments.latency),
-        "cases": [],
-    }
-    for settings in stated_cases(arguments.width):
+    gpus, links, cases = torch.cuda.is_available(), connections(seconds), []
+    for settings in stated_cases(width):
         model = common.build_model(settings)
         case = {
             "model": settings.model.__name__,
@@ -353,55 +283,39 @@ def scaling_record(arguments: argparse.Namespace, seconds: dict[Key, float]) -> 
             "gradient_bytes": sum(4 * parameter.numel() for parameter in model.parameters()),
             "exchanges": 1 + 2 * sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()),
         }
-        predicted = [predict(case, seconds, link) for link in record["links"]]
-        rows = measured_rows(case, seconds, predicted[0] if record["count"] > 1 else None)
-        record["cases"].append(case | {"measured": rows, "predicted": predicted})
-    return record
-
-
-# --- Showing it -------------------------------------------------------------------------------
-
-
-def print_table(head: list[str], lines: list[list[str]]) -> None:
-    """Print a Markdown table."""
-    for line in [head, ["---"] * len(head), *lines, []]:
-        print("| " + " | ".join(line) + " |" if line else "")
+        predicted = [predict(case, seconds, link) for link in links]
+        cases.append(case | {"measured": measured_rows(case, seconds, predicted[0]), "predicted": predicted})
+    return {
+        "device": torch.cuda.get_device_name() if gpus else processor_name(),
+        "devices": "GPUs" if gpus else "CPU cores",
+        "count": device_counts()[-1],
+        "torch": torch.__version__,
+        "platform": platform.platform(terse=True),
+        "links": links,
+        "cases": cases,
+    }
 
 
 def print_record(record: dict) -> None:
-    """The measurements and predictions of scaling.json as tables."""
-    print(f"{record['count']} {record['devices']}, {record['device']}, torch {record['torch']}")
-    widths = {case["width"] for case in record["cases"]} - {None, 64}
-    for width in widths:
-        print(f"ResNet-18 has width {width}; --width 64 measures the experiment's, and takes longer.")
-    print()
-    lines, differences = [], []
-    for case in record["cases"]:
-        for row in case["measured"]:
-            beside, rate = row["predicted_images_per_second"], row["images_per_second"]
-            differences += [100 * (beside / rate - 1)] if beside and row["devices"] > 1 else []
-            exchanging = 100 * row["exchanging_seconds"] / row["step_seconds"]
-            line = [case_name(case), case["precision"], str(row["devices"]), row["parallel"], f"{rate:.0f}"]
-            line += [f"{row['speedup']:.2f}", f"{100 * row['efficiency']:.0f} %", f"{exchanging:.0f} %"]
-            lines.append([*line, f"{beside:.0f} ({100 * (beside / rate - 1):+.0f} %)" if beside else ""])
-    head = ["model, batch size", "precision", "devices", "parallel", "images/s", "speed-up", "efficiency"]
-    print_table([*head, "of a step exchanging", "predicted images/s"], lines)
+    """The measurements and the predicted speed-ups of scaling.json as Markdown tables."""
+    print(f"{record['count']} {record['devices']}, {record['device']}, torch {record['torch']}\n")
+    named = [(case_name(case), case) for case in record["cases"]]
+    rows = [{"case": name, "precision": case["precision"], **row} for name, case in named for row in case["measured"]]
+    print(tabulate(rows, "keys", "github", ".5g") + "\n")
+    several = [row for row in rows if row["devices"] > 1]
+    differences = [100 * (row["predicted_images_per_second"] / row["images_per_second"] - 1) for row in several]
     if differences:
-        largest = max(differences, key=abs)
-        print(f"Prediction and measurement differ by {statistics.median(map(abs, differences)):.0f} % in the median,")
-        print(f"by {largest:+.0f} % at most.\n")
-    print("Predicted speed-up over one of these devices:\n")
-    counts = record["cases"][0]["predicted"][0]["devices"][1:]
-    lines = []
-    for case, link in itertools.product(record["cases"], record["links"]):
-        predicted = next(it for it in case["predicted"] if it["link"] == link["name"])
-        about = f"{link['name']} ({link['latency'] * 1e6:.3g} µs, {link['bandwidth'] / 1e9:.3g} GB/s)"
-        four = predicted["exchanging_seconds"][predicted["devices"].index(4)]
-        stops = predicted["stops_gaining_at"] or f"more than {counts[-1]}"
-        speedups = [f"{speedup:.2f}" for speedup in predicted["speedup"][1:]]
-        lines.append([case_name(case), about, *speedups, str(stops), f"{1e3 * four:.3g} ms"])
-    head = ["model, batch size", "connection", *(f"{n} devices" for n in counts)]
-    print_table([*head, "stops gaining at", "4 devices exchange for"], lines)
+        median, largest = statistics.median(map(abs, differences)), max(differences, key=abs)
+        print(f"Prediction and measurement differ by {median:.0f} % in the median, by {largest:+.0f} % at most.\n")
+    print("Predicted speed-up over one device, by their number:\n")
+    rows = []
+    for name, case in named:
+        for link, it in zip(record["links"], case["predicted"], strict=True):
+            about = f"{link['name']} ({link['latency'] * 1e6:.3g} µs, {link['bandwidth'] / 1e9:.3g} GB/s)"
+            speedups = dict(zip(it["devices"], it["speedup"], strict=True))
+            stops = it["stops_gaining_at"] or f"more than {it['devices'][-1]}"
+            rows.append({"case": name, "connection": about, **speedups, "stops gaining at": stops})
+    print(tabulate(rows, "keys", "github", ".3g"))
 
 
 @default_style()
@@ -412,16 +326,11 @@ def draw(record: dict) -> bytes:
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    counts = record["cases"][0]["predicted"][0]["devices"]
     for case, colour, marker in zip(record["cases"], COLOURS, "osD^v", strict=True):
-        predicted = case["predicted"][0]
-        left.plot(predicted["devices"], predicted["speedup"], "--", color=colour, lw=1.2)
-        for parallel, style in (("DistributedDataParallel", "-"), ("DataParallel", ":")):
-            rows = [row for row in case["measured"] if row["parallel"] in ("none", parallel)]
-            if len(rows) > 1 or parallel != "DataParallel":
-                points = [row["devices"] for row in rows], [row["speedup"] for row in rows]
-                label = case_name(case) + " in DataParallel" * (parallel == "DataParallel")
-                left.plot(*points, style, color=colour, marker=marker, ms=6, lw=2.2, label=label)
-    counts = predicted["devices"]
+        left.plot(counts, case["predicted"][0]["speedup"], "--", color=colour, lw=1.2)
+        points = [row["devices"] for row in case["measured"]], [row["speedup"] for row in case["measured"]]
+        left.plot(*points, color=colour, marker=marker, ms=6, lw=2.2, label=case_name(case))
     left.plot(counts, counts, color="0.6", lw=1, label="ideal")
     left.plot([], [], "k--", lw=1.2, label="predicted")
     left.set(xscale="log", yscale="log", xlabel=record["devices"], ylabel="speed-up over one")
@@ -447,8 +356,7 @@ def draw_steps(axes: object, record: dict) -> None:
             axes.barh(place, exchanging, left=computing, color="#F0E442", label="" if names else "exchanging")
             milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
             axes.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
-            parallel = " in DataParallel" * (row["parallel"] == "DataParallel")
-            names[place] = f"{case_name(case)} on {row['devices']}{parallel}"
+            names[place] = f"{case_name(case)} on {row['devices']}"
             place += 1
         place += 0.6
     axes.set_yticks(list(names), list(names.values()))
@@ -460,7 +368,13 @@ def draw_steps(axes: object, record: dict) -> None:
 
 def main() -> None:
     """Exit codes: 0; 1 if a process failed or the files can't be written; 2 for wrong arguments; 130; 143."""
-    arguments = parse_arguments()
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add, width = parser.add_argument, 64 if torch.cuda.is_available() else 32
+    add("--width", type=number_within(int, 1, 2**31), default=width, help="of ResNet-18; 64 is the experiment's")
+    add("--seconds", type=number_within(float, 0, 3600), default=0.5, help="that each measurement takes at least")
+    save_help = "write scaling.json and scaling.png, here or into that folder"
+    add("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
+    arguments = parser.parse_args()
     if dist.is_torchelastic_launched():
         work(arguments)
         return
@@ -469,7 +383,7 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        record = scaling_record(arguments, measure(arguments.width))
+        record = scaling_record(arguments.width, measure())
         print_record(record)
         if arguments.save:
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())

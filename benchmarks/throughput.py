@@ -2,12 +2,13 @@
 
     python benchmarks/throughput.py
 
-Takes about ten minutes, on the synthetic data, on the CPU and on a GPU if there is one. The conventional loop:
-a dataset of PIL images, transforms image by image, a DataLoader with 2 workers, float32, `.item()`
-after every step, in a process without what common.py asks of OpenMP. Both are measured in turns, a part
-of an epoch each time; numbers are medians.
+Takes about ten minutes, on the synthetic data, on a GPU if there is one and otherwise on the CPU. The conventional
+loop: a dataset of PIL images, transforms image by image, a DataLoader with 2 workers, float32, `.item()` after every
+step, in a process without what common.py asks of OpenMP. Both are measured in turns, a part of an epoch each time, as
+are the pipeline's steps alone, on batches that are ready, and its preparing of batches alone; numbers are medians.
 A second table says what whole runs take, by these numbers: their arithmetic and time beside ResNet-18's.
-Measure while nothing else runs, and trust the ratios more than the images/s. --save writes throughput.json.
+Measure while nothing else runs, and trust the ratios more than the images/s. --save writes throughput.json, anew after
+each case.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ import common
 
 # isort: split
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from tabulate import tabulate
 from torch import nn
+from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -46,20 +48,20 @@ import original_version_model
 import original_version_model_multigpu
 import resnet_model
 from cifar10lab.data.synthetic import synthetic_images
-from cifar10lab.devices.execution import environment_record, kept_memory
+from cifar10lab.devices.execution import device_settings, environment_record
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
-from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 
 ROUNDS = 5
 LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)
-EXPERIMENTS = {  # the README's commands: their settings, and about how many seconds each measurement lasts
-    "original_version_model.py": (original_version_model.SETTINGS, 1.5),
-    **{f"{lenet.__name__}.py --epochs 50": (dataclasses.replace(lenet.SETTINGS, epochs=50), 1.5) for lenet in LENETS},
-    "resnet_model.py": (resnet_model.SETTINGS, 4.0),
-    "fast_model.py": (fast_model.SETTINGS, 6.0),
-    "fast_model.py --width 96": (dataclasses.replace(fast_model.SETTINGS, options={"width": 96}), 6.0),
+EXPERIMENTS = {  # the README's commands
+    "original_version_model.py": original_version_model.SETTINGS,
+    **{f"{lenet.__name__}.py --epochs 50": dataclasses.replace(lenet.SETTINGS, epochs=50) for lenet in LENETS},
+    "resnet_model.py": resnet_model.SETTINGS,
+    "fast_model.py": fast_model.SETTINGS,
+    "fast_model.py --width 96": dataclasses.replace(fast_model.SETTINGS, options={"width": 96}),
 }
 
 
@@ -101,42 +103,31 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
             yield len(labels)
 
 
-def pipeline_steps(run: common.Training, preparing: list[float]) -> Iterator[int]:
-    """Endless chunks of this project's pipeline, with what `train_epoch` does between them.
-
-    Yields each chunk's images, and appends the seconds that it took to prepare to `preparing`.
-    """
+def pipeline_steps(training: common.Training) -> Iterator[int]:
+    """Endless chunks of the pipeline, with what `train_epoch` does between them; yields each one's images."""
     bar = tqdm(disable=True)
     for epoch in itertools.count(1):
-        chunks = common.epoch_chunks(run, epoch, 0)
-        while True:
-            started = time.perf_counter()
-            chunk = next(chunks, None)
-            preparing.append(time.perf_counter() - started)
-            if chunk is None:
-                break
-            batches, sizes, rates = chunk
-            losses = common.train_chunk(run, batches, sizes, rates)
-            if run.execution.device.type == "cpu":
+        for batches, sizes, rates in common.epoch_chunks(training, epoch, 0):
+            losses = common.train_chunk(training, batches, sizes, rates)
+            if training.execution.device.type == "cpu":
                 common.check_finite(losses, 1, 0)
                 bar.set_postfix(loss=f"{losses.sum() / sum(sizes):.3f}", refresh=False)
             yield sum(sizes)
 
 
-def bare_steps(run: common.Training) -> Iterator[int]:
-    """Endless steps of forward, backward and update alone, on batches that are ready."""
-    batches, *_ = next(common.epoch_chunks(run, 1, 0))
-    bf16, parameters = run.execution.precision == "bf16", list(run.model.parameters())
-    smoothing = run.settings.label_smoothing
+def prepared_chunks(training: common.Training) -> Iterator[int]:
+    """Endless chunks that are prepared, and not trained on; yields each one's images."""
+    for epoch in itertools.count(1):
+        for _, sizes, _ in common.epoch_chunks(training, epoch, 0):
+            yield sum(sizes)
+
+
+def bare_steps(training: common.Training) -> Iterator[int]:
+    """Endless steps of forward, backward and update alone, on batches that are ready; yields each one's images."""
+    batches, sizes, rates = next(common.epoch_chunks(training, 1, 0))
     while True:
-        for images, labels in batches:
-            with torch.autocast(run.execution.device.type, torch.bfloat16, enabled=bf16):
-                loss = F.cross_entropy(run.model(images).float(), labels, label_smoothing=smoothing)
-            for parameter in parameters:
-                parameter.grad = None
-            loss.backward()
-            run.optimizer.step()
-            yield len(labels)
+        common.train_chunk(training, batches, sizes, rates)
+        yield sum(sizes)
 
 
 def measure_conventional(settings: common.Settings, device: torch.device, asked: Connection) -> None:
@@ -162,11 +153,11 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
     return images / (time.perf_counter() - started)
 
 
-def step_flops(run: common.Training) -> float:
+def step_flops(training: common.Training) -> float:
     """Floating-point operations per image of forward and backward, as PyTorch counts them."""
-    images = torch.randn(4, 3, 32, 32, device=run.execution.device)
+    images = torch.randn(4, 3, 32, 32, device=training.execution.device)
     with FlopCounterMode(display=False) as counter:
-        run.model(images).sum().backward()
+        training.model(images).sum().backward()
     return counter.get_total_flops() / 4
 
 
@@ -175,12 +166,8 @@ def matrix_product_flops(execution: common.Execution) -> float:
     size = 4096 if execution.device.type == "cpu" else 8192
     kind = torch.bfloat16 if execution.precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=execution.device).to(kind) for _ in range(2))
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        (a @ b).sum().item()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
 def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]:
@@ -188,12 +175,11 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
     bf16 = interface_of(common.build_model(settings)).bf16
     execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
     data = synthetic_data()
-    trainings = (common.Training(settings, execution, data, common.build_model(settings), Path()) for _ in range(2))
-    ours, bare = map(common.ready_to_train, trainings)
-    prepared: list[float] = []
-    kinds = {"pipeline": pipeline_steps(ours, prepared), "bare": bare_steps(bare)}
+    models = [common.build_model(settings) for _ in range(3)]
+    ours, bare, idle = (common.ready_to_train(common.Training(settings, execution, data, it, Path())) for it in models)
+    kinds = {"pipeline": pipeline_steps(ours), "bare": bare_steps(bare), "preparing": prepared_chunks(idle)}
     rates: dict[str, list[float]] = {kind: [] for kind in ("conventional", *kinds)}
-    preparing, products = [], []
+    products = []
     os.environ["GOMP_SPINCOUNT"] = "300000"  # what GNU OpenMP does of itself, where common.py asks for less
     processes = multiprocessing.get_context("spawn")
     conventional, asked = processes.Pipe()
@@ -205,17 +191,14 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
         conventional.send(lasting)
         rates["conventional"].append(conventional.recv())
         for kind, steps in kinds.items():
-            prepared.clear()
-            started = time.perf_counter()
-            with common.tiny_steps(settings.batch_size), kept_memory():
+            with common.tiny_steps(settings.batch_size), device_settings(execution.device):
                 rates[kind].append(measure(steps, lasting, execution.device))
-            if kind == "pipeline":
-                preparing.append(100 * sum(prepared) / (time.perf_counter() - started))
         products += [matrix_product_flops(execution)] if execution.precision == "bf16" else []
     conventional.send(0)
     process.join()
+    shares = [100 * ours / alone for ours, alone in zip(rates["pipeline"], rates.pop("preparing"), strict=True)]
     record = {f"{kind}_images_per_second": values[1:] for kind, values in rates.items()}
-    record |= {"preparing_percent": preparing[1:], "matrix_product_flops": products[1:]}
+    record |= {"preparing_percent": shares[1:], "matrix_product_flops": products[1:]}
     record |= {"batch_size": settings.batch_size, "flops_per_image": step_flops(ours)}
     return {"device": settings.device, "environment": environment_record(execution)} | record
 
@@ -246,8 +229,8 @@ def whole_run(name: str, settings: common.Settings, cases: list[dict]) -> dict[s
 
 
 def describe_runs(cases: list[dict]) -> list[list[str]]:
-    """The second table's rows, of one device's cases: whole runs beside ResNet-18's."""
-    runs = {name: whole_run(name, settings, cases) for name, (settings, _) in EXPERIMENTS.items()}
+    """The second table's rows: whole runs beside ResNet-18's."""
+    runs = {name: whole_run(name, settings, cases) for name, settings in EXPERIMENTS.items()}
     whole, rows = runs["resnet_model.py"], []
     for name, run in runs.items():
         beside = [f"{100 * run[what] / whole[what]:.2f} %" for what in ("flops", "seconds")]
@@ -256,48 +239,33 @@ def describe_runs(cases: list[dict]) -> list[list[str]]:
     return rows
 
 
-def print_table(head: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table."""
-    for line in [head, ["---"] * len(head), *rows]:
-        print("| " + " | ".join(line) + " |")
-    print()
-
-
-def peak_memory() -> str:
-    """The most that this process had at once, in GiB."""
-    try:
-        import resource
-    except ImportError:
-        return "unknown on Windows"
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
-
-
 def main() -> None:
     """Exit codes: 0; 1 if the file can't be written; 2 for wrong arguments."""
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--seconds", type=number_within(float, 0, 3600), default=3.0, help="that each measurement takes at least")
+    add("--width", type=number_within(int, 1, 2**31), help="of all models that have one, to try this out")
     save_help = "write throughput.json, here or into that folder"
-    parser.add_argument("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
+    add("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
     arguments = parser.parse_args()
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads\n")
     cases = []
-    for device, name in tqdm([*itertools.product(devices, EXPERIMENTS)], disable=None, leave=False, unit=" cases"):
-        stated, seconds = EXPERIMENTS[name]
-        settings = dataclasses.replace(stated, device=device, data_parallel=False)
-        cases.append({"experiment": name, **measure_case(settings, seconds)})
+    for name in tqdm(EXPERIMENTS, disable=None, leave=False, unit=" cases"):
+        settings = dataclasses.replace(EXPERIMENTS[name], device=device, data_parallel=False)
+        if arguments.width and settings.model is not common.LeNet:
+            settings = dataclasses.replace(settings, options={"width": arguments.width})
+        cases.append({"experiment": name, **measure_case(settings, arguments.seconds)})
+        if arguments.save:
+            try:
+                write_file(arguments.save / "throughput.json", json.dumps(cases, indent=1, allow_nan=False).encode())
+            except UserError as error:
+                sys.exit(f"error: {error}")
     head = ["device", "case", "precision", "conventional images/s", "pipeline images/s", "ratio"]
     head += ["% outside the step", "% preparing", "of a matrix product"]
-    print_table(head, [describe_case(case) for case in cases])
-    rows = [row for device in devices for row in describe_runs([case for case in cases if case["device"] == device])]
+    print(tabulate([describe_case(case) for case in cases], head, "github", disable_numparse=True) + "\n")
     head = ["device", "run", "epochs", "arithmetic, of ResNet-18's", "time, of ResNet-18's", "minutes"]
-    print_table(head, rows)
-    print(f"peak memory of this process: {peak_memory()}")
-    if arguments.save:
-        try:
-            write_file(arguments.save / "throughput.json", json.dumps(cases, indent=1, allow_nan=False).encode())
-        except UserError as error:
-            sys.exit(f"error: {error}")
+    print(tabulate(describe_runs(cases), head, "github", disable_numparse=True))
 
 
 if __name__ == "__main__":

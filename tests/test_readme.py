@@ -52,7 +52,7 @@ def read(folder: str) -> dict:
 def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command: str, throughput: dict) -> None:
     row = re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text_of(readme), re.M)[1]
     cells = [cell.strip() for cell in row.split("|")]
-    settings, _ = throughput["EXPERIMENTS"][command]
+    settings = throughput["EXPERIMENTS"][command]
     assert cells[2] == f"{throughput['whole_run'](command, settings, throughput['cases'])['seconds'] / 60:.1f}"
     record = read(ROWS[command])
     accuracies = reference_accuracies(reference_runs(), record)
