@@ -1,4 +1,4 @@
-"""benchmarks/scaling.py: what it predicts, and that nothing of it is left running."""
+"""benchmarks/scaling.py: what it predicts, and that nothing of it is left running; benchmarks/on_gpu.py, on the CPU."""
 
 import contextlib
 import importlib.util
@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, linux
+from conftest import ROOT, environment, linux, run_command
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ LINK = {"name": "a wire", "latency": 0.001, "bandwidth": 1e9}
 def seconds(scaling, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Of a machine of two devices that take 1 ms per image and 10 ms per step."""
     monkeypatch.setattr(scaling, "device_counts", lambda: [1, 2])
-    times = {("none", "LeNet", size, 1): 0.01 + 0.001 * size for size in (128, 64, 32, 16, 8, 4, 2)}
-    together = {("DistributedDataParallel", "LeNet", 128, 2): 0.1, ("computing", "LeNet", 128, 2): 0.08}
+    times = {("alone", "LeNet", size, 1): 0.01 + 0.001 * size for size in (128, 64, 32, 16, 8, 4, 2)}
+    together = {("training", "LeNet", 128, 2): 0.1, ("computing", "LeNet", 128, 2): 0.08}
     return times | together | {("all_reduce", "", 1024, 2): 0.0004, ("all_reduce", "", 2**24, 2): 0.0104}
 
 
@@ -47,12 +48,10 @@ def test_prediction_is_share_latency_and_bandwidth(scaling, seconds) -> None:
     assert fast["stops_gaining_at"] is None
 
 
-def test_latency_and_bandwidth_come_from_two_sizes_or_are_given(scaling, seconds) -> None:
-    here = scaling.links(seconds, None, None)[0]
+def test_latency_and_bandwidth_come_from_two_sizes(scaling, seconds) -> None:
+    here, *usual = scaling.connections(seconds)
     assert here == {"name": "measured here", "latency": 0.0002, "bandwidth": pytest.approx((2**24 - 1024) / 0.01)}
-    given = scaling.links(seconds, 1.1, 50)
-    assert given[0] == {"name": "as given", "latency": pytest.approx(5e-5), "bandwidth": pytest.approx(1.1e9)}
-    assert [link["name"] for link in given[1:]] == list(scaling.LINKS)
+    assert usual == scaling.LINKS
 
 
 def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> None:
@@ -62,12 +61,6 @@ def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> No
     assert (two["speedup"], two["efficiency"]) == pytest.approx((1.38, 0.69))
     assert (two["computing_seconds"], two["exchanging_seconds"]) == pytest.approx((0.08, 0.02))
     assert two["predicted_images_per_second"] == pytest.approx(128 / 0.088)
-
-
-def test_its_output_may_be_in_the_home_folder(scaling, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["scaling.py", "--save=~/x"])
-    assert scaling.parse_arguments().save == tmp_path / "x"
 
 
 def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
@@ -138,3 +131,35 @@ def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
     assert still_running(started) == []
     assert not list(tmp_path.iterdir())
     assert error == "" if kill == "itself" else "error: one of 1 processes failed" in error
+
+
+RIVAL = """
+def evaluate(model, test_loader, tta_level=0):
+    return 0.93 + 0.01 * tta_level
+
+def main(run, model, test_loader=None):
+    val = evaluate(model, test_loader)
+    tta = evaluate(model, test_loader, tta_level=2)
+    print(f"|  {run}  |  7  |  0.9  |  {val}  |    |  2.5  |")
+    print(f"|    |  eval  |  0.9  |  {val}  |  {tta}  |  2.6  |")
+
+assert __import__("torch").load("cifar10/test.pt")["images"].shape == (40, 32, 32, 3)
+main("warmup", None)
+[main(run, None) for run in range(200)]
+"""
+
+
+def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir: Path) -> None:
+    (tmp_path / "rival.py").write_text(RIVAL)
+    program, rival = ROOT / "benchmarks" / "on_gpu.py", ("--rival", tmp_path / "rival.py")
+    words = ("--smoke", "--only", "fast", "rival", "scaling", *rival, "--output", tmp_path)
+    done = run_command("python", program, *words, data_dir=data_dir)
+    assert done.code == 0, done.err
+    fast, beside, left_out = done.out.splitlines()
+    assert fast.startswith("fast: done, ") and " s: seeds 0, 1: test accuracy " in fast
+    assert ": 5 trials: 93.00 % with one view, 94.00 % with both sides, 2.50 s; 2 runs of fast_model.py: " in beside
+    assert left_out == "scaling: left out, since it needs 2 GPUs"
+    with tarfile.open(tmp_path / "on_gpu.tar.gz") as archive:
+        names = archive.getnames()
+    assert {"on_gpu/summary.txt", "on_gpu/fast.txt", "on_gpu/rival.txt"} < set(names)
+    assert sum(name.endswith("loss.json") for name in names) == 2 and not any(".pth" in name for name in names)
