@@ -312,6 +312,7 @@ def check_same_run(saved: dict, training: Training, path: Path) -> None:
         same = data["checksum"] == before["checksum"]
         texts += [] if same else [f"other images or in another order: {before['images']} -> {data['images']}"]
     else:
+        data.pop("checksum")
         texts += [f"{name} {before.get(name)} -> {value}" for name, value in data.items() if before.get(name) != value]
     if texts:
         raise UserError(

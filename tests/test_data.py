@@ -1,4 +1,4 @@
-"""Reading CIFAR-10: image folders, official files, downloads, and what can be wrong with each."""
+"""Reading CIFAR-10: each form that people have it in, downloads, and what can be wrong with each."""
 
 import hashlib
 import http.server
@@ -6,6 +6,7 @@ import io
 import pickle
 import resource
 import shutil
+import sys
 import tarfile
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Command, make_image_folder, synthetic_images
@@ -20,7 +22,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from cifar10lab.data import loading, synthetic
-from cifar10lab.data.loading import CLASSES, DataUnavailable, load_cifar10, load_data
+from cifar10lab.data.loading import CLASSES, DataUnavailable, load_cifar10, load_data, load_test_arrays
 from cifar10lab.terminal.errors import UserError
 
 
@@ -64,6 +66,14 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
     meta = {"filename": "batches.meta", "key": "label_names", "md5": md5(files["batches.meta"])}
     monkeypatch.setattr(CIFAR10, "meta", meta)
     return content
+
+
+def write(name: str, content: bytes = b"x") -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return make
 
 
 def put_official_files(folder: Path) -> Path:
@@ -152,9 +162,13 @@ def truncate(folder: Path) -> None:
 
 TRANSPARENT = np.dstack([noise(1, 32, 32, 3), np.full((32, 32), 100, np.uint8)])
 REFUSED = {
-    "a class is missing": (lambda folder: shutil.rmtree(folder / "train" / "ship"), "ship"),
-    "a class is empty": (lambda folder: (folder / "test" / "ship" / "0000.png").unlink(), "ship"),
-    "the test images are missing": (lambda folder: shutil.rmtree(folder / "test"), "test"),
+    "a class is missing": (lambda folder: shutil.rmtree(folder / "train" / "ship"), "no train images of ship"),
+    "a class is empty": (lambda folder: (folder / "test" / "ship" / "0000.png").unlink(), "no test images of ship"),
+    "the test images are missing": (lambda folder: shutil.rmtree(folder / "test"), "no test images of airplane, auto"),
+    "they are called val": (
+        lambda folder: (folder / "test").rename(folder / "val"),
+        "no test images of airplane, auto",
+    ),
     "an unknown class": (add_class, "zebra"),
     "a file that is no image": (lambda folder: (folder / "train/cat/0001.png").write_text("hello"), "cat/0001.png"),
     "an image cut short": (truncate, "cat/0001.png"),
@@ -162,7 +176,6 @@ REFUSED = {
     "floating point": (save(np.ones((32, 32), np.float32), name="0001.tif"), "cat/0001.tif"),
     "larger than 32x32": (save(noise(0, 64, 48, 3)), "48x64"),
     "transparent pixels": (save(TRANSPARENT), "transparent"),
-    "labels in another order": (lambda folder: (folder / "labels.txt").write_text("cat\ndog\n"), "labels.txt"),
 }
 
 
@@ -265,21 +278,37 @@ def test_official_files_are_known_by_their_content(tmp_path: Path, archive: byte
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["cifar-10-python.tar", "cifar-10-python.tar.gz", "cifar-10-python (1).tar.gz", "deeper/cifar-10-python.tar"],
+    ("name", "compression"),
+    [
+        ("cifar-10-python.tar", "xz"),
+        ("cifar-10-python (1).tar.gz", ""),
+        ("cifar-10-batches-py.tar.gz", "gz"),
+        ("data.tgz", "gz"),
+        ("deeper/my copy.tar", ""),
+        ("CIFAR10.tar.bz2", "bz2"),
+        ("a.tar.xz", "xz"),
+    ],
 )
-@pytest.mark.parametrize("compression", ["", "gz", "xz"])
 def test_any_archive_of_the_official_files(tmp_path: Path, archive: bytes, name: str, compression: str) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_bytes(tar_file(official_files(), compression))
+    write(name, tar_file(official_files(), compression))(tmp_path)
     check_official(load_cifar10(tmp_path))
 
 
-@pytest.mark.parametrize("what", ["cut short", "wrong content", "leaves its folder", "holds links", "no archive"])
+WRONG = {
+    "cut short": "can't be read: Compressed file ended",
+    "wrong content": "/cifar-10-batches-py fails its MD5 check",
+    "leaves its folder": "can't be read: .* outside the destination",
+    "holds links": "can't be read: .* outside the destination",
+    "no archive": "has cifar-10-python.tar.gz, but no CIFAR-10 that can be read",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_archive_is_refused(tmp_path: Path, archive: bytes, what: str) -> None:
     files = official_files()
     wrong = tar_file(files | {"data_batch_2": files["data_batch_3"]})
-    content = {"cut short": archive[:-100], "wrong content": wrong, "no archive": b"hello"}.get(what, b"")
+    padded = tar_file({"data_batch_1": noise(0, 100_000).tobytes()})
+    content = {"cut short": padded[:-100], "wrong content": wrong, "no archive": b"hello"}.get(what, b"")
     if not content:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -294,7 +323,7 @@ def test_a_wrong_archive_is_refused(tmp_path: Path, archive: bytes, what: str) -
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / loading.ARCHIVE).write_bytes(content)
-    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz fails its MD5 check") as error:
+    with pytest.raises(UserError, match=WRONG[what]) as error:
         load_cifar10(folder)
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
@@ -306,10 +335,168 @@ def test_a_good_archive_is_not_blamed_for_a_full_disk(tmp_path: Path, archive: b
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz can't be unpacked: File too large"):
+        with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz can't be read: File too large"):
             load_cifar10(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# --- Parquet, NumPy's arrays, archives of image folders, and folders deeper
+
+
+def write_parquet(source: Path, target: Path, column: str = "img", parts: int = 1) -> None:
+    """An image folder as Hugging Face keeps it, in `parts` files a split."""
+    target.mkdir(parents=True)
+    for split in ("train", "test"):
+        paths = sorted((source / split).glob("*/*.png"), key=lambda path: path.name)  # not by class
+        cells = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+        table = pd.DataFrame({column: cells, "label": [CLASSES.index(path.parent.name) for path in paths]})
+        for i in range(parts):
+            table[i * len(table) // parts : (i + 1) * len(table) // parts].to_parquet(
+                target / f"{split}-{i:05}-of-{parts:05}.parquet"
+            )
+
+
+def hub_cache(source: Path, target: Path) -> None:
+    """As Hugging Face's hub caches them: links to files that are called by their hashes."""
+    write_parquet(source, target / "blobs")
+    (target / "snapshots/0b2714/plain_text").mkdir(parents=True)
+    for i, path in enumerate(sorted((target / "blobs").iterdir())):
+        path.rename(path.with_name(f"hash{i}"))
+        (target / "snapshots/0b2714/plain_text" / path.name).symlink_to(f"../../../blobs/hash{i}")
+
+
+def write_arrays(source: Path, target: Path, channels_first: bool = False, **changes: object) -> None:
+    data, arrays = load_cifar10(source), {}
+    for split in ("train", "test"):
+        images, labels = getattr(data, f"{split}_images").flip(0), getattr(data, f"{split}_labels").flip(0)
+        arrays[f"x_{split}"] = (images if channels_first else images.permute(0, 2, 3, 1)).numpy()
+        arrays[f"y_{split}"] = (labels if channels_first else labels.view(-1, 1).byte()).numpy()
+    target.mkdir(exist_ok=True)
+    np.savez(target / "cifar10.npz", **arrays | changes)
+
+
+def packed(kind: str, inside: str = "") -> Callable[[Path, Path], None]:
+    def make(source: Path, target: Path) -> None:
+        shutil.copytree(source, target / "unpacked" / inside)
+        shutil.make_archive(str(target / "archive"), kind, target / "unpacked")
+        shutil.rmtree(target / "unpacked")
+
+    return make
+
+
+FORMS = {
+    "three folders down": (lambda source, target: shutil.copytree(source, target / "a/b/c"), "image folder in a/b/c"),
+    "a zip": (packed("zip"), "archive.zip"),
+    "a zip, two folders down in it": (packed("zip", "cifar10/cifar10"), "archive.zip"),
+    "a tar": (packed("tar", "cifar10"), "archive.tar"),
+    "a tgz": (packed("gztar", "cifar10"), "archive.tar.gz"),
+    "Parquet": (write_parquet, "Parquet"),
+    "Parquet, in a clone": (
+        lambda source, target: write_parquet(source, target / "plain_text"),
+        "Parquet in plain_text",
+    ),
+    "Parquet, in the hub's cache": (hub_cache, "Parquet in snapshots/0b2714/plain_text"),
+    "Parquet, older, in parts": (
+        lambda source, target: write_parquet(source, target / "a", "image", 3),
+        "Parquet in a",
+    ),
+    "arrays": (write_arrays, "cifar10.npz"),
+    "arrays, channels first": (lambda source, target: write_arrays(source, target, True), "cifar10.npz"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_has_the_image_folders_images_in_an_order_of_its_own(
+    data_dir: Path, tmp_path: Path, form: str
+) -> None:
+    make, source = FORMS[form]
+    make(data_dir, tmp_path / "data")
+    first, again, folder = load_cifar10(tmp_path / "data"), load_cifar10(tmp_path / "data"), load_cifar10(data_dir)
+    assert first.source == again.source == source and (tmp_path / "data" / "cifar10-cache.npz").is_file()
+    for split in ("train", "test"):
+        images, labels = (getattr(first, f"{split}_{what}") for what in ("images", "labels"))
+        assert torch.equal(images, getattr(again, f"{split}_images")) and labels.dtype == torch.int64
+        found = {(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+        images, labels = (getattr(folder, f"{split}_{what}") for what in ("images", "labels"))
+        assert found == {(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+    same_order = torch.equal(first.train_images, folder.train_images)
+    assert same_order == (first.checksum == folder.checksum) == (form in list(FORMS)[:5])
+    assert torch.equal(first.train_labels, folder.train_labels.flip(0)) == form.startswith("arrays")
+
+
+def parquet_of(table: dict) -> Callable[[Path], None]:
+    return lambda folder: pd.DataFrame(table).to_parquet(folder / "train-00000-of-00001.parquet")
+
+
+SPOILT = {
+    "a pointer to a file that was not fetched": (
+        write("train-00000-of-00001.parquet", b"version https://git-lfs"),
+        "of-00001.parquet can't be read: ",
+    ),
+    "CIFAR-100": (parquet_of({"img": [], "fine_label": []}), "has the columns img, fine_label: expected label"),
+    "no image": (parquet_of({"img": [{"bytes": b"x"}], "label": [1]}), "of-00001.parquet, row 0 can't be read"),
+    "labels in words": (parquet_of({"img": [], "label": ["cat"][:0]}), "no train images"),
+    "floating point": (lambda folder: write_arrays(folder, folder, x_test=np.ones((1, 32, 32, 3))), "images float64"),
+    "other sizes": (lambda folder: write_arrays(folder, folder, x_test=np.ones((1, 28, 28), np.uint8)), "28, 28"),
+    "other labels": (lambda folder: write_arrays(folder, folder, y_test=np.arange(1, 11)), "labels from 1 to 10"),
+    "fewer labels": (lambda folder: write_arrays(folder, folder, y_test=np.arange(9)), r"labels int64 \(9,\)"),
+    "a class without images": (lambda folder: write_arrays(folder, folder, y_test=np.ones(10, int)), "no test images"),
+    "objects": (lambda folder: write_arrays(folder, folder, y_test=np.array([{}])), "Object arrays cannot be loaded"),
+    "a zip with a damaged image": (packed("zip"), r"archive\.zip/train/cat/0001\.png can't be read"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_another_form_that_is_spoilt_is_refused_with_the_reason(own_data_dir: Path, tmp_path: Path, what: str) -> None:
+    make, message = SPOILT[what]
+    folder = tmp_path / "spoilt"
+    if what.startswith("a zip"):
+        truncate(own_data_dir)
+        make(own_data_dir, folder)
+    else:
+        shutil.copytree(own_data_dir, folder)
+        make(folder)
+        for split in ("train", "test"):
+            shutil.rmtree(folder / split)
+    with pytest.raises(UserError, match=message) as error:
+        load_cifar10(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(data_dir, tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"parquet can't be read without pyarrow: pip install pyarrow$"):
+        load_cifar10(tmp_path / "data")
+
+
+def test_the_test_images_alone_are_enough_where_nothing_is_trained(own_data_dir: Path) -> None:
+    whole = load_cifar10(own_data_dir)
+    shutil.rmtree(own_data_dir / "train")
+    for _ in range(2):  # from the files, and from the cache
+        data = load_cifar10(own_data_dir, test_only=True)
+        assert torch.equal(data.test_images, whole.test_images) and data.train_images.shape == (0, 3, 32, 32)
+        with pytest.raises(UserError, match="no train images of airplane"):
+            load_cifar10(own_data_dir)
+
+
+def test_arrays_of_other_test_images(tmp_path: Path) -> None:
+    images, labels = noise(1, 15, 32, 32, 3), np.arange(15, dtype=np.int32) % 10
+    np.save(tmp_path / "x.npy", images)
+    np.save(tmp_path / "y.npy", labels)
+    data = load_test_arrays(tmp_path / "x.npy", tmp_path / "y.npy")
+    assert np.array_equal(data.test_images.permute(0, 2, 3, 1), images) and np.array_equal(data.test_labels, labels)
+    for other, message in ((labels[:9], r"labels int32 \(9,\)"), (labels + 1, "labels from 1 to 10")):
+        np.save(tmp_path / "y.npy", other)
+        with pytest.raises(UserError, match=message):
+            load_test_arrays(tmp_path / "x.npy", tmp_path / "y.npy")
+    for path, reason in (("gone.npy", "No such file"), ("no.npy", "Cannot load|can't be read")):
+        (tmp_path / "no.npy").write_text("hello")
+        with pytest.raises(UserError, match=f"{path} can't be read: .*{reason}"):
+            load_test_arrays(tmp_path / path, tmp_path / "y.npy")
 
 
 # --- What is not CIFAR-10, or not where it should be
@@ -320,72 +507,74 @@ def test_the_tutorials_class_names(own_data_dir: Path) -> None:
     for split in ("train", "test"):
         (own_data_dir / split / "airplane").rename(own_data_dir / split / "plane")
         (own_data_dir / split / "automobile").rename(own_data_dir / split / "car")
-    (own_data_dir / "labels.txt").write_text("plane car bird cat deer dog frog horse ship truck")
     data = load_cifar10(own_data_dir)
     assert torch.equal(data.train_images, before.train_images) and torch.equal(data.train_labels, before.train_labels)
     assert torch.equal(data.test_images, before.test_images)
     shutil.copytree(own_data_dir / "train" / "car", own_data_dir / "train" / "automobile")
-    with pytest.raises(UserError, match="both car and automobile"):
+    with pytest.raises(UserError, match=r"automobile, .*, car, .*: expected a folder for each of"):
         load_cifar10(own_data_dir)
 
 
-def kaggle(folder: Path) -> None:
-    flat(folder)
-    (folder / "trainLabels.csv").write_text("id,label\n1,frog\n")
+def kaggle_competition(folder: Path) -> None:
+    write("train/1.png")(folder)
+    write("trainLabels.csv", b"id,label\n1,frog\n")(folder)
 
 
-def flat(folder: Path) -> None:
-    (folder / "train").mkdir()
-    Image.fromarray(noise(1, 32, 32, 3)).save(folder / "train" / "1.png")
-
-
-def touch(name: str) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
-
-    return make
-
-
-MISPLACED = {
-    "train/ itself": (lambda folder: make_image_folder(folder, 1, 1), "train", "--data-dir {folder}"),
-    "a folder deeper": (lambda folder: make_image_folder(folder / "cifar10", 1, 1), "", "in {folder}/cifar10: name"),
-    "val/": (lambda folder: make_image_folder(folder, 1, 1).joinpath("test").rename(folder / "val"), "", "has val/"),
-    "valid/": (lambda folder: make_image_folder(folder, 1, 1).joinpath("test").rename(folder / "valid"), "", "valid/"),
-    "binary": (touch("cifar-10-batches-bin/data_batch_1.bin"), "", "cifar-10-batches-bin is CIFAR-10's binary version"),
-    "binary, itself": (touch("x/data_batch_1.bin"), "x", "data_batch_1.bin is of CIFAR-10's binary version"),
-    "binary, packed": (touch("cifar-10-binary.tar.gz"), "", "cifar-10-binary.tar.gz is CIFAR-10's binary version"),
-    "Matlab": (touch("cifar-10-batches-mat/data_batch_1.mat"), "", "cifar-10-batches-mat is CIFAR-10's Matlab version"),
-    "Parquet": (touch("train-00000-of-00001.parquet"), "", "Hugging Face's Parquet version"),
-    "Parquet, deeper": (touch("plain_text/train-00000-of-00001.parquet"), "", "Hugging Face's Parquet version"),
-    "Kaggle": (kaggle, "", "trainLabels.csv is of Kaggle's competition"),
-    "no class folders": (flat, "", "train has no folders with the names of CIFAR-10's classes"),
-    "a file": (touch("a.tar.gz"), "a.tar.gz", "is a file"),
+UNREADABLE = {  # what is in a folder, which one is named, and what is said to be there
+    "train/ itself": (lambda folder: make_image_folder(folder, 1, 1), "train", "airplane, automobile, bird, cat"),
+    "four folders deeper": (lambda folder: make_image_folder(folder / "1/2/3/4", 1, 1), "", "1"),
+    "the binary version": (write("cifar-10-batches-bin/data_batch_1.bin"), "", "cifar-10-batches-bin"),
+    "the binary version, itself": (write("x/data_batch_1.bin"), "x", "data_batch_1.bin"),
+    "the binary version, packed": (
+        write("a.tar", tar_file({"../cifar-10-batches-bin/data_batch_1.bin": b"x"}, "")),
+        "",
+        "a.tar",
+    ),
+    "the Matlab version": (write("cifar-10-batches-mat/data_batch_1.mat"), "", "cifar-10-batches-mat"),
+    "Kaggle's competition": (kaggle_competition, "", "train, trainLabels.csv"),
+    "CIFAR-100": (write("cifar-100-python/train"), "", "cifar-100-python"),
+    "TensorFlow's": (write("cifar10/3.0.2/cifar10-train.tfrecord-00000-of-00001"), "", "cifar10"),
+    "HDF5": (write("cifar10.h5"), "", "cifar10.h5"),
+    "CIFAR-10.1": (write("cifar10.1_v6_data.npy"), "", "cifar10.1_v6_data.npy"),
+    "other arrays": (lambda folder: np.savez(folder / "cifar10.npz", x=1), "", "cifar10.npz"),
 }
 
 
-@pytest.mark.parametrize("what", MISPLACED)
-def test_what_cannot_be_used_is_named_before_anything_is_downloaded(
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_anything_else_is_named_before_something_is_downloaded(
     tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make, named, message = MISPLACED[what]
+    make, named, there = UNREADABLE[what]
     make(tmp_path)
     for dataset in ("cifar10", "auto"):
         with pytest.raises(UserError) as error:
             load_data(dataset, tmp_path / named)
         assert not isinstance(error.value, DataUnavailable)
-        assert message.format(folder=tmp_path) in str(error.value) and "\n" not in str(error.value)
+        assert f"{tmp_path / named} has {there}" in str(error.value) and "\n" not in str(error.value)
+        assert "no CIFAR-10 that can be read: train/<class>/* and" in str(error.value)
     assert "downloading" not in capfd.readouterr().err
 
 
-def test_other_things_beside_cifar10_are_no_hindrance(own_data_dir: Path, tmp_path: Path, archive: bytes) -> None:
-    touch("cifar-10-batches-bin/data_batch_1.bin")(own_data_dir)
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+    write("a.tar.gz")(tmp_path)
+    with pytest.raises(UserError, match=r"a\.tar\.gz can't be read: Not a directory"):
+        load_cifar10(tmp_path / "a.tar.gz")
+
+
+def test_the_nearest_form_is_read_whatever_lies_beside_it(own_data_dir: Path, tmp_path: Path, archive: bytes) -> None:
+    write("cifar-10-batches-bin/data_batch_1.bin")(own_data_dir)
     make_image_folder(own_data_dir / "deeper", 1, 1)
     assert load_cifar10(own_data_dir).source == "image folder"
-    other = tmp_path / "official"
-    put_official_files(other)
-    kaggle(other)
-    touch("train-00000-of-00001.parquet")(other)
+    other = put_official_files(tmp_path / "official")
+    kaggle_competition(other)
+    write("train-00000-of-00001.parquet")(other)
+    write("a.tar.gz", b"damaged")(other)
+    write("b.tar", tar_file({"notes.txt": b"x"}, ""))(other)
+    make_image_folder(other / "deeper", 1, 1)
+    check_official(load_cifar10(other))
+    shutil.rmtree(other / "cifar-10-batches-py")
+    (other / "train-00000-of-00001.parquet").unlink()
+    write("c.tar.gz", archive)(other)
     check_official(load_cifar10(other))
 
 

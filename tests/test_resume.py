@@ -159,7 +159,7 @@ def test_an_unfinished_run_started_again_says_how_to_continue(run, unfinished: P
         (("--lr", 0.5), "lr 0.001 -> 0.5"),
         (("--batch-size", 5), "batch_size 4 -> 5"),
         (("--seed", 7), "seed 0 -> 7"),
-        (("--dataset", "synthetic"), "name cifar10 -> synthetic"),
+        (("--dataset", "synthetic"), "other images or in another order: image folder -> synthetic.py"),
         (("--epochs", 1), "epochs 4 -> 1"),
         (("--dropout", 0.1), "dropout 0.5 -> 0.1"),
     ],

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import EXPERIMENTS, ROOT, linux, read_run, run_command, same_losses, same_weights
 
+from cifar10lab.data.loading import dataset_record, load_cifar10
 from cifar10lab.terminal.arguments import number_within
 
 QUICK = {
@@ -27,7 +28,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS)
-def test_script_trains_and_leaves_its_files(run, tmp_path: Path, script: str) -> None:
+def test_script_trains_and_leaves_its_files(run, tmp_path: Path, data_dir: Path, script: str) -> None:
     done = run(script, *QUICK[script], "--device", "cpu", "--output", tmp_path / "out")
     assert done.code == 0, done.err
     assert done.err == ""
@@ -37,7 +38,9 @@ def test_script_trains_and_leaves_its_files(run, tmp_path: Path, script: str) ->
     assert list((tmp_path / "out").glob(".*.tmp")) == []
     record = read_run(tmp_path / "out")
     assert record["experiment"] == script
-    assert record["dataset"] == {"name": "cifar10", "source": "image folder", "train_images": 100, "test_images": 40}
+    counts = {"train_images": 100, "test_images": 40}
+    checksum = dataset_record(load_cifar10(data_dir))["checksum"]
+    assert record["dataset"] == {"name": "cifar10", "source": "image folder", "checksum": checksum, **counts}
     assert record["history"]["train_loss"][-1] < record["history"]["train_loss"][0]
     accuracies = record["history"]["test_accuracy"]
     assert record["result"]["best_test_accuracy"] == max(accuracies)

