@@ -35,7 +35,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10lab.data.augmentation import augment, pad, scaled
+from cifar10lab.data.augmentation import augment, cut_out, pad, scaled
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
 from cifar10lab.devices.execution import (
     Execution,
@@ -198,7 +198,7 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
 def build_model(settings: Settings) -> nn.Module:
     """The settings' model, with weights drawn from their seed.
 
-    WrongOption for options that it can't take, and for resolutions.
+    WrongOption for options, resolutions and an optimizer that it can't take.
     """
     torch.manual_seed(settings.seed)
     options, name = options_of(settings), settings.model.__name__
@@ -207,6 +207,10 @@ def build_model(settings: Settings) -> nn.Module:
     except ValueError as error:
         given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
         raise WrongOption(f"{name} with {given}: {error}") from error
+    if settings.optimizer != "sgd" and interface_of(model).optimizer:
+        raise WrongOption(f"{name} brings its own optimizer: leave out --optimizer {settings.optimizer}")
+    if settings.optimizer != "sgd" and settings.nesterov:
+        raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
     for size in sorted(set(sizes_of(settings)) - {32}):
         try:
             with torch.inference_mode():
@@ -330,7 +334,7 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     if execution.rank == 0:
         note_launch(execution.store, training.folder, "begun")
     model, interface = to_device(training.model, execution.device), training.interface
-    optimizer = interface.optimizer(settings) if interface.optimizer else sgd(model.parameters(), settings)
+    optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(model.parameters(), settings)
     arrays = {
         name: value.to(execution.device) for name, value in vars(training.data).items() if isinstance(value, Tensor)
     }
@@ -339,6 +343,14 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     started = checkpoint["started"] if checkpoint else training.started
     made = {"execution": execution, "data": data, "network": network, "optimizer": optimizer}
     return dataclasses.replace(training, started=started, **made)
+
+
+def torch_optimizer(parameters: Iterable, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer that the settings state."""
+    if settings.optimizer == "sgd":
+        return sgd(parameters, settings)
+    rates = {"lr": settings.lr, "betas": (settings.momentum, 0.999), "weight_decay": settings.weight_decay}
+    return torch.optim.AdamW(parameters, **rates, fused=True)
 
 
 def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
@@ -433,6 +445,7 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
     order = torch.randperm(count, generator=generator).to(device)
     shifts = torch.randint(0, 2 * settings.crop_padding + 1, (2, count), generator=generator).to(device)
     flips = torch.rand(count, generator=generator).lt(0.5).to(device)
+    centres = torch.randint(0, 32, (2, count), generator=generator).to(device)
     if settings.flips == "alternating":
         first_flips = torch.rand(count, generator=generator.manual_seed(mixed_seed(seed, 0))).lt(0.5).to(device)
         flips = (first_flips ^ (epoch % 2 == 0))[order]
@@ -447,7 +460,10 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
         if settings.augment:
             padded = pad(images, settings.crop_padding, settings.padding_mode)
             images = augment(padded, shifts[:, positions], flips[positions])
-        images = scaled(model_input(images, training.interface), resolution(settings, epoch))
+        images = model_input(images, training.interface)
+        if settings.cutout:
+            images = cut_out(images, centres[:, positions], settings.cutout)
+        images = scaled(images, resolution(settings, epoch))
         batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
         yield batches, [len(positions) for positions in chunk], rates

@@ -90,6 +90,8 @@ TRIED = {
     "schedule": ("cosine", "sometimes"),
     "padding_mode": ("reflect", "white"),
     "flips": ("alternating", "never"),
+    "optimizer": ("adamw", "lbfgs"),
+    "cutout": (-1, 0, 64),
     "device": ("cpu", "cuda:99", "tpu"),
     "precision": ("fp32", "fp8"),
     "dataset": ("synthetic", "mnist"),

@@ -75,7 +75,16 @@ def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
     assert done.code == 0
     settings = __import__(script).SETTINGS
     flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
-    flags += ["schedule", "resolutions", "label-smoothing", "crop-padding", "padding-mode", "flips"]
+    flags += [
+        "schedule",
+        "resolutions",
+        "label-smoothing",
+        "crop-padding",
+        "padding-mode",
+        "flips",
+        "optimizer",
+        "cutout",
+    ]
     own = {"resnet_model": ["width"], "fast_model": ["width"]}.get(script, ["dropout"])
     for flag in [*flags, *own]:
         assert f"--{flag}" in done.out

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import small_data
 
+from fast_model import SETTINGS as FAST
 from original_version_model import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
@@ -111,6 +112,22 @@ def test_crops_are_shifted_as_far_as_the_padding(prepare, padding: int) -> None:
     images = torch.cat([images for part, *_ in common.epoch_chunks(run, 1, 0) for images, _ in part])
     rows = images.amax((1, 3)).argmax(1)
     assert sorted(set(rows.tolist())) == list(range(15 - padding, 15 + padding + 1))
+
+
+@pytest.mark.parametrize("flips", ["alternating", "random"])
+def test_cutout_sets_a_square_to_the_mean_and_changes_nothing_else(prepare, flips: str) -> None:
+    batches, settings = [], dataclasses.replace(LENET, augment=True, flips=flips)
+    for size, epoch in ((0, 1), (8, 1), (8, 2)):
+        run = prepare(dataclasses.replace(settings, cutout=size), small_data(300))
+        batches.append(torch.cat([i for part, *_ in common.epoch_chunks(run, epoch, 0) for i, _ in part]))
+    plain, cut, next_epoch = batches
+    holes = (cut == 0).all(1)
+    assert torch.equal(plain.masked_fill(holes[:, None], 0), cut) and not torch.equal(holes, (next_epoch == 0).all(1))
+    rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), rows * columns)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 8, 4, 8)
+    with pytest.raises(common.WrongOption, match="--cutout needs --augment"):
+        common.checked(dataclasses.replace(LENET, cutout=8))
 
 
 def test_an_epoch_taken_up_again_has_the_same_batches(prepare) -> None:
@@ -232,6 +249,26 @@ def test_the_loss_includes_label_smoothing_and_the_test_loss_does_not(prepare) -
 def test_nesterov_is_that_of_sgd(prepare) -> None:
     run = prepare(dataclasses.replace(LENET, nesterov=True), small_data())
     assert run.optimizer.param_groups[0]["nesterov"] is True
+    with pytest.raises(common.WrongOption, match="--nesterov is of --optimizer sgd"):
+        common.build_model(dataclasses.replace(LENET, nesterov=True, optimizer="adamw"))
+
+
+def test_adamw_takes_the_steps_of_pytorchs(prepare) -> None:
+    data, settings = small_data(), dataclasses.replace(LENET, optimizer="adamw", momentum=0.8, weight_decay=0.1)
+    run, model = prepare(settings, data), common.build_model(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, (0.8, 0.999), weight_decay=0.1, foreach=False)
+    for _ in range(3):
+        common.train_chunk(run, [(run.data.train_images / 255, run.data.train_labels)], [40], [settings.lr])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(data.train_images / 255), data.train_labels).backward()
+        optimizer.step()
+    pairs = zip(run.model.parameters(), model.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_a_model_with_its_own_optimizer_refuses_another() -> None:
+    with pytest.raises(common.WrongOption, match="FastNet brings its own optimizer: leave out --optimizer adamw"):
+        common.build_model(dataclasses.replace(FAST, optimizer="adamw"))
 
 
 def test_evaluation_counts_every_image(prepare) -> None:
@@ -261,6 +298,7 @@ def test_bf16_stays_close_to_fp32(prepare, model: str) -> None:
         ({"weight_decay": 0.0, "seed": 3}, "weight_decay=0,seed=3"),
         ({"device": "cpu", "resume": True}, ""),
         ({"epochs": 15, "crop_padding": 2, "validation_images": 50}, "epochs=15,crop_padding=2,validation_images=50"),
+        ({"optimizer": "adamw", "cutout": 8}, "optimizer=adamw,cutout=8"),
     ],
 )
 def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:

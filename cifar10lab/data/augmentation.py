@@ -1,4 +1,4 @@
-"""Training images cropped, flipped and scaled, a whole batch at a time."""
+"""Training images cropped, flipped, cut out and scaled, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def augment(padded: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
     windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
     crops = windows[torch.arange(len(padded), device=padded.device), :, shifts[0], shifts[1]]
     return torch.where(flips[:, None, None, None], crops.flip(3), crops)
+
+
+def cut_out(images: Tensor, centres: Tensor, size: int) -> Tensor:
+    """float32 (N, 3, 32, 32) with zeros in a square of `size` pixels a side, as far as it lies within the image.
+
+    `centres` int64 (2, N), down and right, 0 to 31. DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552.
+    """
+    from_start = torch.arange(32, device=images.device) - (centres - size // 2).unsqueeze(2)
+    rows, columns = (from_start >= 0) & (from_start < size)  # bool (N, 32) each
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
 def scaled(images: Tensor, size: int) -> Tensor:

@@ -16,6 +16,7 @@ NOT_COMPARED = ("seed", "precision")  # the precision used is compared, not the 
 def settings_in_use(config: dict[str, object], without: tuple[str, ...] = NOT_COMPARED) -> dict[str, object]:
     """The entries of a config without those of these names, and without what is 0 or off, or does nothing."""
     without = without if config.get("augment") else (*without, *AUGMENTATION)
+    config = {"optimizer": "sgd"} | config  # earlier runs don't say so
     return {name: value for name, value in config.items() if name not in without and value}
 
 

@@ -25,6 +25,7 @@ from cifar10lab.terminal.errors import UserError, WrongOption
 
 HERE = Path(__file__).resolve().parents[2]  # where the scripts are
 
+OPTIMIZERS = ("sgd", "adamw")  # torch's own
 SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as `learning_rate` in schedule.py computes them
 PADDINGS = ("constant", "reflect")  # black, or the image mirrored
 FLIPS = ("random", "alternating")
@@ -60,11 +61,12 @@ class Settings:
     model: type[nn.Module]  # takes float32 images (N, 3, 32, 32), gives logits (N, 10)
     epochs: int = flag("passes over the training images", at_least=1, below=2**31)
     lr: float = flag("learning rate; with one-cycle the highest", at_least=0)
-    momentum: float = flag("SGD momentum", at_least=0, below=1)
+    momentum: float = flag("SGD's momentum, or AdamW's first beta", at_least=0, below=1)
     batch_size: int = flag("images per step, over all GPUs and processes", at_least=1, below=2**31)
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)  # arguments of the model's constructor
-    nesterov: bool = flag("Nesterov's momentum", False)
-    weight_decay: float = flag("L2 regularisation", 0.0, at_least=0)  # as torch.optim.SGD defines it
+    optimizer: str = flag("torch.optim.SGD or AdamW", "sgd", choices=OPTIMIZERS)
+    nesterov: bool = flag("Nesterov's momentum, with SGD", False)
+    weight_decay: float = flag("L2 regularisation; as the optimizer defines it", 0.0, at_least=0)
     schedule: str = flag("of the learning rate, over the run's epochs", "constant", choices=SCHEDULES)
     resolutions: str = flag(RESOLUTIONS_HELP, "", parse=image_sizes, metavar="PIXELS")
     # As torch.nn.CrossEntropyLoss defines it.
@@ -73,6 +75,9 @@ class Settings:
     crop_padding: int = flag("with --augment: how far crops are shifted", 4, at_least=0, below=32, metavar="PIXELS")
     padding_mode: str = flag("with --augment: what a shifted crop shows beyond the image", "constant", choices=PADDINGS)
     flips: str = flag("with --augment: by chance, or every image in every other epoch", "random", choices=FLIPS)
+    cutout: int = flag(
+        "with --augment: side of a square without content; 0: none", 0, at_least=0, below=64, metavar="PIXELS"
+    )
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
     seed: int = flag("of the weights, the order of images, and dropout", 0, at_least=0, below=2**32)
     validation_images: int = flag(VALIDATION_HELP, 0, at_least=0, below=2**31, metavar="N")
@@ -90,7 +95,7 @@ KINDS = typing.get_type_hints(Settings)
 # four, then the model's own options, then the others.
 RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule", "precision", "epochs", "seed",
             "nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images",
-            "resolutions")  # fmt: skip
+            "resolutions", "optimizer", "cutout")  # fmt: skip
 
 
 def options_of(settings: Settings) -> dict[str, object]:
@@ -124,6 +129,8 @@ def checked(settings: Settings) -> Settings:
     values = {name: check(name, getattr(settings, name)) for name, field in FIELDS.items() if field.metadata}
     if values["nesterov"] and not values["momentum"]:
         raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
+    if values["cutout"] and not values["augment"]:
+        raise WrongOption("--cutout needs --augment")
     settings = dataclasses.replace(settings, **values)
     config = config_of(settings)
     return dataclasses.replace(settings, options={name: config[name] for name in options_of(settings)})
