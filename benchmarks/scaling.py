@@ -337,7 +337,7 @@ def draw(record: dict) -> bytes:
     left.set(xticks=counts, yticks=counts, ylim=(0.7, None), title="the same batches on more devices")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(ScalarFormatter())
-        axis.minorticks_off()
+    left.minorticks_off()
     left.grid(alpha=0.3)
     left.legend(fontsize=8.5)
     draw_steps(right, record)

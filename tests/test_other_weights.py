@@ -168,6 +168,9 @@ class Attributes(dict):
 
     __getattr__ = dict.get
 
+    def __getstate__(self) -> None:  # Python 3.10 would take what `__getattr__` finds for it
+        pass
+
 
 class Pair(collections.namedtuple("Pair", "a b")):
     pass

@@ -23,7 +23,7 @@ def test_torchrun_on_a_mac_takes_the_cpu(tmp_path: Path) -> None:
         "print(execution.device, execution.parallel)\n"
     )
     done = run_command(*TORCHRUN, script)
-    assert done.out.split() == ["cpu", "DistributedDataParallel"], done.err
+    assert done.out.split()[-2:] == ["cpu", "DistributedDataParallel"], done.err  # torch 2.9 says who is connected
     assert run_command("python", script).out.split() == ["mps", "none"]
 
 

@@ -43,6 +43,13 @@ class InertObject:
         return Counter()
 
 
+class InertList:
+    """Stands for a deque: torch 2.9's unpickler extends nothing but a list itself."""
+
+    def __new__(cls, *_: object) -> list:
+        return []
+
+
 class InertAttribute:
     """Stands for `getattr`, with which enumerations and nested classes of the author's are pickled."""
 
@@ -69,9 +76,10 @@ def stand_ins(path: Path) -> list[tuple[type, str]]:
     file names is called or made, and a path of another system or a class that is not installed here is no obstacle.
     """
     names = names_in(path)
-    dictionaries = {name for name in names if name.partition(".")[0] not in EVERYWHERE} | {"collections.defaultdict"}
-    inert = [(InertObject if name in dictionaries else Inert, name) for name in names - {"builtins.getattr"}]
-    return [*inert, (InertAttribute, "builtins.getattr")]
+    kinds = {name: InertObject for name in names if name.partition(".")[0] not in EVERYWHERE}
+    kinds |= {"collections.defaultdict": InertObject, "collections.deque": InertList}
+    kinds |= {"builtins.getattr": InertAttribute}
+    return [(kinds.get(name, Inert), name) for name in names | {"builtins.getattr"}]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
