@@ -103,33 +103,21 @@ def is_safetensors(path: Path) -> bool:
     return False
 
 
-def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, dict[str, Tensor]]:
-    """The dictionaries of nothing but tensors in `content` and `depth` levels below, by their keys, as "net.ema"."""
-    if not isinstance(content, dict):
-        return {}
-    items = {str(name): value for name, value in dict.items(content)}
-    if items and all(isinstance(value, Tensor) for value in items.values()):
-        is_network = any(tensor.ndim > 1 and tensor.is_floating_point() for tensor in items.values())
-        return {key: items} if is_network or not key else {}  # random-number states are tensors, too
-    found = {}
+def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, dict[str, object]]:
+    """The state dicts in `content` and `depth` levels below, by their keys, as "net.ema"; other things may be in them.
+
+    The innermost ones, since an array, say, may lie beside the weights' own dictionary.
+    """
+    items, found = {str(name): value for name, value in dict.items(content)}, {}
     for name, value in items.items() if depth else ():
-        found |= find_weights(value, f"{key}.{name}" if key else name, depth - 1)
-    return found
+        if isinstance(value, dict):
+            found |= find_weights(value, f"{key}.{name}" if key else name, depth - 1)
+    tensors = [value for value in items.values() if isinstance(value, Tensor)]
+    is_network = any(tensor.ndim > 1 and tensor.is_floating_point() for tensor in tensors)  # no random-number states
+    return found or ({key: items} if is_network else {})
 
 
-def tensors_among_others(content: object, path: Path) -> dict[str, dict[str, Tensor]]:
-    """As `find_weights`, of a state dict into which somebody has put a number, say; and what is left out of it."""
-    if not isinstance(content, dict):
-        return {}
-    tensors = {str(name): value for name, value in dict.items(content) if isinstance(value, Tensor)}
-    if not any(tensor.ndim > 1 and tensor.is_floating_point() for tensor in tensors.values()):
-        return {}
-    others = [str(name) for name in dict.keys(content) if str(name) not in tensors]
-    print(f"{path} holds other things among its tensors, which are left out: {', '.join(others)}", file=sys.stderr)
-    return {"": tensors}
-
-
-def choose_weights(found: dict[str, dict[str, Tensor]], key: str | None, path: Path) -> dict[str, Tensor]:
+def choose_weights(found: dict[str, dict[str, object]], key: str | None, path: Path) -> dict[str, object]:
     """Those under `key`, or the plain ones, and which others there are; UserError if there are none under `key`."""
 
     def unlikely(key: str) -> tuple[bool, bool]:
@@ -172,10 +160,13 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     else:
         with torch.serialization.safe_globals(stand_ins(path)):
             content = read_torch(path)
-    found = find_weights(content) or tensors_among_others(content, path)
+    found = find_weights(content) if isinstance(content, dict) else {}
     if not found:
         raise UserError(f"{path} holds no state dict: expected names with tensors, as torch.save or safetensors write")
-    weights = choose_weights(found, key, path)
+    chosen = choose_weights(found, key, path)
+    weights = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
+    if others := [name for name in chosen if name not in weights]:
+        print(f"{path} holds other things among its tensors, which are left out: {', '.join(others)}", file=sys.stderr)
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
     if not dense or any(tensor.is_quantized or tensor.is_complex() for tensor in weights.values()):
         raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
