@@ -9,7 +9,6 @@ Nothing runs on import, except that OpenMP is asked, before torch loads it, not 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import os
@@ -60,9 +59,11 @@ from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
 from cifar10lab.files.writing import FileInUse, expanded, write_file
 from cifar10lab.inspection.models import load
-from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, tried
+from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
+from cifar10lab.models.source import is_being_imported, make_model, source_of
+from cifar10lab.models.trial import try_model
 from cifar10lab.results.descriptions import describe_epoch, describe_result, describe_seeds
 from cifar10lab.results.history import HISTORY, best_epoch, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
@@ -188,7 +189,9 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
     data = hold_out(data, settings.validation_images)
     with torch.no_grad():
         interface.initialise(data.train_images)
-        check_smallest_share(tried(model), settings, len(data.train_labels), execution.world_size)
+    last = len(data.train_labels) % settings.batch_size or settings.batch_size
+    model = to_device(model, execution.device)
+    try_model(model, execution.device, execution.precision, sizes_of(settings), last // execution.world_size)
     differing = differences(config_of(settings), config_of(stated))
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -198,40 +201,16 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
 def build_model(settings: Settings) -> nn.Module:
     """The settings' model, with weights drawn from their seed.
 
-    WrongOption for options, resolutions and an optimizer that it can't take.
+    WrongOption for options and an optimizer that it can't take.
     """
     torch.manual_seed(settings.seed)
-    options, name = options_of(settings), settings.model.__name__
-    try:
-        model = settings.model(**options)
-    except ValueError as error:
-        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
-        raise WrongOption(f"{name} with {given}: {error}") from error
+    model = make_model(settings.model, options_of(settings))
     if settings.optimizer != "sgd" and interface_of(model).optimizer:
-        raise WrongOption(f"{name} brings its own optimizer: leave out --optimizer {settings.optimizer}")
+        own = f"{settings.model.__name__} brings its own optimizer"
+        raise WrongOption(f"{own}: leave out --optimizer {settings.optimizer}")
     if settings.optimizer != "sgd" and settings.nesterov:
         raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
-    for size in sorted(set(sizes_of(settings)) - {32}):
-        try:
-            with torch.inference_mode():
-                copy.deepcopy(model).eval()(torch.zeros(1, 3, size, size))
-        except RuntimeError as error:  # what PyTorch raises for shapes that don't fit
-            raise WrongOption(f"{name} can't take images of {size}x{size} pixels: leave out --resolutions") from error
     return model
-
-
-def check_smallest_share(model: nn.Module, settings: Settings, images: int, processes: int) -> None:
-    """UserError if a process gets a single image or none of a step's, and the model has a BatchNorm that needs two."""
-    last = images % settings.batch_size or settings.batch_size
-    if last // processes > 1:
-        return
-    try:
-        copy.deepcopy(model).train()(model_input(torch.zeros(1, 3, 32, 32), interface_of(model)))
-    except ValueError as error:
-        shared = f" shared by {processes} processes" * (processes > 1)
-        batches = f"{images} images in batches of {settings.batch_size}{shared} leave a single one or none to a step"
-        name = type(model).__name__
-        raise UserError(f"{batches}, which {name} can't be trained on: try another --batch-size") from error
 
 
 def run_folder(settings: Settings, differing: dict[str, object], dataset: str) -> Path:
@@ -334,12 +313,13 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     if execution.rank == 0:
         note_launch(execution.store, training.folder, "begun")
     model, interface = to_device(training.model, execution.device), training.interface
-    optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(model.parameters(), settings)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(learning, settings)
     arrays = {
         name: value.to(execution.device) for name, value in vars(training.data).items() if isinstance(value, Tensor)
     }
     data = dataclasses.replace(training.data, **arrays)
-    network = parallel_network(InPrecision(model, execution.precision), execution, interface.cuda_graphs)
+    network = parallel_network(InPrecision(model, execution.precision), execution, interface.static_graph)
     started = checkpoint["started"] if checkpoint else training.started
     made = {"execution": execution, "data": data, "network": network, "optimizer": optimizer}
     return dataclasses.replace(training, started=started, **made)
@@ -520,7 +500,7 @@ def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool 
     """
     execution, network, sums = training.execution, InPrecision(training.model, training.execution.precision), []
     training.model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
             check_signals(training)
             share = batch.tensor_split(execution.world_size)[execution.rank]
@@ -576,7 +556,8 @@ def next_epoch(training: Training, state: State, losses: Tensor, row: dict[str, 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU, with the names that it has without `torch.compile`."""
-    return {plain_name(name): tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    weights = {plain_name(name): value for name, value in model.state_dict().items()}
+    return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in weights.items()}
 
 
 def save_state(training: Training, state: State) -> None:
@@ -592,7 +573,8 @@ def save_state(training: Training, state: State) -> None:
 
 def record_head(training: Training) -> dict[str, object]:
     """What `loss.json` and the checkpoint begin with: what is trained, on which data, by which code."""
-    head = {"experiment": training.settings.experiment, "config": config_of(training.settings)}
+    settings = training.settings
+    head = {"experiment": settings.experiment, "model_source": source_of(settings.model), "config": config_of(settings)}
     return {**head, "started": training.started, "code": training.code, "dataset": dataset_record(training.data)}
 
 
@@ -656,10 +638,12 @@ def write_results(training: Training, record: dict, best_model: dict[str, Tensor
 
 
 def main(stated: Settings, description: str | None) -> None:
-    """Run an experiment script: its stated settings, with the command line's changes.
+    """Run an experiment script: its stated settings, with the command line's changes. Nothing, while it is imported.
 
     Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
     """
+    if is_being_imported():
+        return
     make_output_last()
     every = parse_arguments(stated, description)
     try:

@@ -60,7 +60,7 @@ class FastNet(nn.Module):
 
     def cifar10_interface(self) -> Interface:
         """What training and loading ask of this model."""
-        gains, told = {"channels_last": True, "bf16": True, "cuda_graphs": True}, {"width": "groups.0.conv1.weight"}
+        gains, told = {"channels_last": True, "bf16": True, "static_graph": True}, {"width": "groups.0.conv1.weight"}
         return Interface(**gains, optimizer=self.optimizer, initialise=self.initialise, lengths=told)
 
     def initialise(self, images: Tensor) -> None:

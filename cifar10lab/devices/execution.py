@@ -145,14 +145,14 @@ class Graphed(nn.Module):
         torch.cuda.empty_cache()
 
 
-def parallel_network(network: nn.Module, execution: Execution, cuda_graphs: bool = False) -> nn.Module:
+def parallel_network(network: nn.Module, execution: Execution, static_graph: bool = False) -> nn.Module:
     """`network`, whose own parameters are trained, wrapped for several GPUs or processes; or for one GPU's graphs.
 
     `DataParallel` copies the model to the GPUs at every step and splits the batch among them; for
     `DistributedDataParallel`, each process has its own model, and they exchange gradients and BatchNorm's sums.
     """
     if execution.parallel == "none":
-        return Graphed(network) if cuda_graphs and execution.device.type == "cuda" else network
+        return Graphed(network) if static_graph and execution.device.type == "cuda" else network
     if execution.parallel == "DataParallel":
         return nn.DataParallel(network)
     if execution.device.type == "cuda":
@@ -165,23 +165,10 @@ def parallel_network(network: nn.Module, execution: Execution, cuda_graphs: bool
     own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    unused = has_unused_parameters(network, execution.device)
     wrap = nn.parallel.DistributedDataParallel
     new = "forward_sync_buffers" in inspect.signature(wrap).parameters  # its name since torch 2.14
     exchanged = {} if own else {"forward_sync_buffers" if new else "broadcast_buffers": False}
-    return wrap(network, find_unused_parameters=unused, **exchanged)
-
-
-def has_unused_parameters(network: nn.Module, device: torch.device) -> bool:
-    """Whether a parameter has no part in the logits, so that it gets no gradient; leaves the network as it was."""
-    training, trained = network.training, [p for p in network.parameters() if p.requires_grad]
-    network.eval()  # running statistics stay as they are
-    network(torch.zeros(2, 3, 32, 32, device=device)).sum().backward()
-    network.train(training)
-    unused = any(parameter.grad is None for parameter in trained)
-    for parameter in trained:
-        parameter.grad = None
-    return unused
+    return wrap(network, find_unused_parameters=not static_graph, **exchanged)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,12 @@ from torch.nn.parameter import is_lazy
 
 from cifar10lab.files.tensors import read_torch
 from cifar10lab.inspection.weights import read_weights, without_prefix
-from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, tried
+from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
-from cifar10lab.settings.experiment import options_of, stated_settings
+from cifar10lab.models.source import import_source, make_model
+from cifar10lab.models.trial import try_model
+from cifar10lab.settings.experiment import recorded_options
 from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's; the first is taken
@@ -140,18 +142,24 @@ def is_on_stand_in(run: dict | None) -> bool:
 
 
 def model_of(run: dict) -> nn.Module:
-    """The model of a run, with new weights."""
-    stated = stated_settings(run["experiment"])
-    options = options_of(stated)
-    model = stated.model(**{name: run["config"].get(name, value) for name, value in options.items()})
-    return tried(model) if any(map(is_lazy, model.parameters())) else model
+    """The run's model, with new weights; UserError if its class isn't found, or can't be made."""
+    name, source = run["config"]["model"], run.get("model_source", f"{run['experiment']}.py")  # the reference's runs
+    if source is None:
+        raise UserError(f"{name} can't be made again: its class was in no file, as in a notebook's cell")
+    kind = getattr(import_source(source), name, None)
+    if kind is None:
+        raise UserError(f"{name} can't be made again: {source} has no such class")
+    model = make_model(kind, recorded_options(run["config"], kind))
+    if any(map(is_lazy, model.parameters())):
+        try_model(model, torch.device("cpu"), "fp32", sizes=[])
+    return model
 
 
 def known_models(weights: dict[str, Tensor]) -> list[nn.Module]:
     """This repository's models, as wide as the weights are: shapes without memory, since a file may claim any width."""
     models = []
     with torch.device("meta"):
-        for model in (LeNet, ResNet18, stated_settings("fast_model").model):  # a script imports this module
+        for model in (LeNet, ResNet18, import_source("fast_model.py").FastNet):  # scripts import this module
             lengths = interface_of(model()).lengths.items()
             told = {option: weights[name].shape[:1].numel() for option, name in lengths if name in weights}
             models.append(model(**{option: length for option, length in told.items() if 0 < length < 10_000}))
@@ -160,7 +168,8 @@ def known_models(weights: dict[str, Tensor]) -> list[nn.Module]:
 
 def differing_shapes(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, object]:
     """The names of tensors that only one of them has, or with other shapes; each with the model's shape, or "none"."""
-    expected = {plain_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    own = {plain_name(name): value for name, value in model.state_dict().items()}
+    expected = {name: value.shape for name, value in own.items() if isinstance(value, Tensor)}
     found = {name: tensor.shape for name, tensor in weights.items()}
     differing = {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
     return {name: tuple(expected[name]) if name in expected else "none" for name in differing}
@@ -168,6 +177,7 @@ def differing_shapes(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """The model with these weights in its own types, on the CPU, in eval mode."""
-    own = {name: weights[plain_name(name)].to(tensor.dtype) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(own, assign=True)
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    typed = {name: weights[plain_name(name)].to(tensor.dtype) for name, tensor in own.items()}
+    model.load_state_dict(typed, strict=False, assign=True)  # `differing_shapes` is strict
     return to_device(model, torch.device("cpu")).eval()

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cifar10lab.terminal.errors import UserError
-
 
 @dataclass(frozen=True)
 class Interface:
@@ -24,8 +22,9 @@ class Interface:
     # Whether it gains from that memory layout, and from that precision.
     channels_last: bool = False
     bf16: bool = False
-    # Whether all that its forward does can be recorded once, as a CUDA graph: the same whatever the images' values are.
-    cuda_graphs: bool = False
+    # Whether its forward does the same with all parameters, whatever the images' values are: it is recorded once, as a
+    # CUDA graph, and several processes look for no parameters that are without a gradient.
+    static_graph: bool = False
     # `optimizer(settings)` makes its own, whose groups may have a factor on the schedule's learning rate, `lr_factor`;
     # without it, common.py's `sgd` is used.
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
@@ -40,16 +39,6 @@ def interface_of(model: nn.Module) -> Interface:
     """What the model says of itself, or the defaults."""
     says = getattr(model, "cifar10_interface", Interface())
     return says() if callable(says) else says
-
-
-def tried(model: nn.Module) -> nn.Module:
-    """`model` in train mode, its lazy layers made; UserError if it doesn't make (2, 10) logits of two images."""
-    with torch.no_grad():
-        logits = model.eval()(model_input(torch.zeros(2, 3, 32, 32), interface_of(model)))
-    if not isinstance(logits, Tensor) or logits.shape != (2, 10):
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"{type(model).__name__} makes {given} of two images, not logits (2, 10)")
-    return model.train()
 
 
 def plain_name(name: str) -> str:

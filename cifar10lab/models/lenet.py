@@ -15,7 +15,7 @@ class LeNet(nn.Module):
     between the linear layers. https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
     """
 
-    cifar10_interface = Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), cuda_graphs=True)
+    cifar10_interface = Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), static_graph=True)
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

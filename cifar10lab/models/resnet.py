@@ -42,7 +42,7 @@ class ResNet18(nn.Module):
         # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
         # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
         self.cifar10_interface = Interface(
-            channels_last=width >= 16, bf16=True, cuda_graphs=True, lengths={"width": "conv1.weight"}
+            channels_last=width >= 16, bf16=True, static_graph=True, lengths={"width": "conv1.weight"}
         )
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
 import subprocess
 from pathlib import Path
 
-from cifar10lab.settings.experiment import HERE, Settings
+from cifar10lab.models.source import HERE, class_file
+from cifar10lab.settings.experiment import Settings
 
 
 def code_record(settings: Settings) -> dict[str, object]:
@@ -34,11 +34,10 @@ def git(*words: str) -> str | None:
 
 def model_code(settings: Settings) -> str | None:
     """A hash of the syntax of the experiment's script and of the file of its model's class."""
-    files = {HERE / f"{settings.experiment}.py"}
-    try:
-        files.add(Path(inspect.getfile(settings.model)).resolve())
-    except (OSError, TypeError):  # a class of a notebook's cell
+    file = class_file(settings.model)
+    if file is None:
         return None
+    files = {HERE / f"{settings.experiment}.py", file}
     return short_hash("".join(sorted(syntax(path) for path in files if path.is_file())))
 
 

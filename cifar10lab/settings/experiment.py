@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import importlib
 import inspect
 import json
 import math
 import operator
-import re
+import os
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,9 @@ from torch import nn
 from cifar10lab.data.loading import DATA_DIR
 from cifar10lab.devices.execution import device_name
 from cifar10lab.files.writing import expanded
+from cifar10lab.models.source import HERE, import_source
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, finite_number
-from cifar10lab.terminal.errors import UserError, WrongOption
-
-HERE = Path(__file__).resolve().parents[2]  # where the scripts are
+from cifar10lab.terminal.errors import WrongOption
 
 OPTIMIZERS = ("sgd", "adamw")  # torch's own
 SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as `learning_rate` in schedule.py computes them
@@ -99,15 +99,44 @@ RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule
 
 
 def options_of(settings: Settings) -> dict[str, object]:
-    """What the model's constructor gets: its own defaults, and the settings' options in their place.
+    """What the model's constructor gets: its own defaults, if JSON can keep them, and the settings' options instead.
 
     A default whose name is that of a setting, such as `device`, is left alone. WrongOption for such an option.
     """
     if clash := KINDS.keys() & settings.options.keys():
         raise WrongOption(f"{settings.model.__name__} can't have an option {min(clash)}: every run has such a setting")
-    parameters = inspect.signature(settings.model).parameters.values()
-    defaults = {p.name: p.default for p in parameters if isinstance(p.default, (bool, int, float, str))}
-    return {name: value for name, value in defaults.items() if name not in KINDS} | dict(settings.options)
+    defaults = {name: p.default for name, p in inspect.signature(settings.model).parameters.items()}
+    return {name: v for name, v in defaults.items() if name not in KINDS and is_json(v)} | dict(settings.options)
+
+
+def is_json(value: object) -> bool:
+    """Whether JSON can keep the value: numbers, texts, None, and lists, tuples and dictionaries of them."""
+    with contextlib.suppress(TypeError, ValueError):
+        return bool(json.dumps(value, allow_nan=False))
+    return False
+
+
+def option_kinds(model: type[nn.Module]) -> dict[str, type]:
+    """The types of the constructor's arguments: as annotated (int for `int | None`), or those of the defaults."""
+    try:
+        hints = typing.get_type_hints(model.__init__ if isinstance(model, type) else model)
+    except Exception:  # names that are there for a type checker alone
+        hints = {}
+    kinds = {}
+    for name, parameter in inspect.signature(model).parameters.items():
+        kind = hints.get(name, type(parameter.default))
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            kind = next(inner for inner in typing.get_args(kind) if inner is not type(None))
+        kind = typing.get_origin(kind) or kind
+        kinds[name] = kind if kind in (bool, int, float, str, tuple) else type(parameter.default)
+    return kinds
+
+
+def recorded_options(config: Mapping[str, object], model: type[nn.Module]) -> dict[str, object]:
+    """The options in a run's `config`, with tuples where the constructor has them: JSON's lists are both."""
+    kinds, options = option_kinds(model), {name: value for name, value in config.items() if name not in KINDS}
+    tuples = [name for name, value in options.items() if isinstance(value, list) and kinds.get(name) is tuple]
+    return options | {name: tuple(options[name]) for name in tuples}
 
 
 def config_of(settings: Settings) -> dict[str, object]:
@@ -133,7 +162,7 @@ def checked(settings: Settings) -> Settings:
         raise WrongOption("--cutout needs --augment")
     settings = dataclasses.replace(settings, **values)
     config = config_of(settings)
-    return dataclasses.replace(settings, options={name: config[name] for name in options_of(settings)})
+    return dataclasses.replace(settings, options=recorded_options(config, settings.model))
 
 
 def check(name: str, value: object) -> object:
@@ -168,9 +197,11 @@ def parse_arguments(stated: Settings, description: str | None) -> list[Settings]
     several = "several runs, one after another: 3 for the seeds 0, 1 and 2, or a list as 0,3,7"
     either.add_argument("--seeds", type=seed_list, default=argparse.SUPPRESS, help=several)
     own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
+    kinds = option_kinds(stated.model)
     for name, value in options.items():
-        kind = finite_number if isinstance(value, float) else type(value)
-        add_flag(own, name, kind, {"help": "of the model"})
+        kind = kinds.get(name, type(value))
+        if kind in (bool, int, float, str):
+            add_flag(own, name, finite_number if kind is float else kind, {"help": "of the model"})
     parser.set_defaults(**vars(stated) | options)
     values = vars(parser.parse_args())
     seeds = values.pop("seeds", None)
@@ -205,11 +236,8 @@ def stated_settings(experiment: str) -> Settings | None:
 
     UserError if the script can't be imported.
     """
-    if not re.fullmatch(r"\w{1,99}", experiment) or not (HERE / f"{experiment}.py").is_file():
+    if not os.path.isfile(HERE / f"{experiment}.py"):
         return None
-    try:
-        settings = getattr(importlib.import_module(experiment), "SETTINGS", None)
-    except (Exception, SystemExit) as error:  # whatever somebody's script does
-        raise UserError(f"{experiment}.py can't be imported: {type(error).__name__}: {error}") from error
+    settings = getattr(import_source(f"{experiment}.py"), "SETTINGS", None)
     # By its name: what a notebook has reloaded is another class.
     return settings if type(settings).__name__ == Settings.__name__ else None

@@ -1,0 +1,72 @@
+"""Where a model's class is, and a model made of it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from cifar10lab.terminal.errors import UserError, WrongOption, in_one_line
+
+HERE = Path(__file__).resolve().parents[2]  # where the scripts are
+
+
+def class_file(model: type[nn.Module]) -> Path | None:
+    """The file of a model's class; None if it is in none, as in a notebook's cell."""
+    file = getattr(sys.modules.get(model.__module__), "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+def source_of(model: type[nn.Module]) -> str | None:
+    """Where the class is, as a run's record has it: its module, if that is in a package, or its file, or None.
+
+    As "torchvision.models.googlenet"; "/home/me/wide-net.py"; "fast_model.py" for a file of this repository.
+    """
+    file = class_file(model)
+    if file is None or "." in model.__module__:
+        return file and model.__module__
+    return file.relative_to(HERE).as_posix() if file.is_relative_to(HERE) else str(file)
+
+
+def import_source(source: str) -> ModuleType:
+    """The module that `source_of` names, as it is loaded already, or imported now; UserError if it can't be."""
+    path = HERE / source  # one that is absolute stays as it is
+    name = str(path.with_suffix("")).replace(".", "_") if path.suffix == ".py" else source
+    for module in (sys.modules.get(loaded) for loaded in ("__main__", path.stem, name)):
+        if getattr(module, "__file__", None) and Path(module.__file__).resolve() == path:
+            return module
+    sys.path.append(str(path.parent))  # for what it imports from beside it
+    try:
+        if name == source:
+            return importlib.import_module(source)
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+    except (Exception, SystemExit) as error:  # whatever somebody's script does
+        sys.modules.pop(name, None)
+        raise UserError(f"{path.name} can't be imported: {in_one_line(error)}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def is_being_imported() -> bool:
+    """Whether an import is what runs the caller: a script without `if __name__ == "__main__":` isn't to train then."""
+    return any(frame.f_code.co_filename.startswith("<frozen importlib") for frame, _ in traceback.walk_stack(None))
+
+
+def make_model(model: type[nn.Module], options: Mapping[str, object]) -> nn.Module:
+    """The model with these options; WrongOption for a ValueError of its constructor, UserError for all other errors."""
+    try:
+        return model(**options)
+    except ValueError as error:
+        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+        raise WrongOption(f"{model.__name__} with {given}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{model.__name__} can't be made: {in_one_line(error)}") from error
