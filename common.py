@@ -190,8 +190,7 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
     with torch.no_grad():
         interface.initialise(data.train_images)
     last = len(data.train_labels) % settings.batch_size or settings.batch_size
-    model = to_device(model, execution.device)
-    try_model(model, execution.device, execution.precision, sizes_of(settings), last // execution.world_size)
+    try_model(model, execution, sizes_of(settings), last // execution.world_size)
     differing = differences(config_of(settings), config_of(stated))
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
     started = datetime.now().astimezone().isoformat(timespec="seconds")

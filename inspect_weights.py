@@ -14,7 +14,8 @@ goes by them where they tell; --mean and --std decide it.
 
 It reads what other scripts saved, too: state dicts in
 any float type, as compiled, parallel or averaged models have them, or with a prefix of Lightning's,
-and in a dictionary with other things. Nothing in a file is executed.
+and in a dictionary with other things. Nothing in a weights file is executed; the script that the
+loss.json beside it names is imported for the model's class.
 """
 
 from __future__ import annotations

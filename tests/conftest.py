@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -32,7 +33,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common
+
 from cifar10lab.data import loading, synthetic
+from cifar10lab.devices.execution import Execution
+from cifar10lab.devices.processes import leave_processes
 
 EXPERIMENTS = (
     "original_version_model",
@@ -354,3 +359,44 @@ def weights_of(path: Path) -> dict[str, np.ndarray]:
 def same_weights(a: Path, b: Path) -> bool:
     first, second = weights_of(a), weights_of(b)
     return first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+def in_processes(number: int, folder: Path, work, *arguments: object) -> list:
+    """What `work(rank, number, *arguments)` returns in each of so many processes that have met."""
+    processes = [
+        FORKSERVER.Process(target=_member, args=(rank, number, folder, work, arguments)) for rank in range(number)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0] * number
+    return [torch.load(folder / f"{rank}.pt") for rank in range(number)]
+
+
+def _member(rank: int, number: int, folder: Path, work, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number)
+    torch.save(work(rank, number, *arguments), folder / f"{rank}.pt")
+    leave_processes()
+
+
+def small_run(settings: common.Settings, execution: Execution) -> common.Training:
+    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(128) % 10
+    data = common.Data(images, labels, images, labels, name="random", source="test")
+    return common.ready_to_train(common.Training(settings, execution, data, common.build_model(settings), Path()))
+
+
+@pytest.fixture
+def perceptron(copied: Path) -> Path:
+    """The README's script, in a copy of the repository."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## Your own model\n")[1].split("\n## ")[0]
+    path = copied / "perceptron.py"
+    path.write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8")
+    return path
+
+
+def folder_of(perceptron: Path, name: str) -> Path:
+    return perceptron.parent / "modelset" / "Perceptron" / name

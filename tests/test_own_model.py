@@ -12,24 +12,11 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, at, read_run, same_losses, same_weights, without_times
+from conftest import ROOT, at, folder_of, read_run, same_losses, same_weights, without_times
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from cifar10lab.data.loading import load_cifar10
 from original_version_model import SETTINGS as LENET
-
-
-@pytest.fixture
-def perceptron(copied: Path) -> Path:
-    """The README's script, in a copy of the repository."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("\n## Your own model\n")[1].split("\n## ")[0]
-    path = copied / "perceptron.py"
-    path.write_text(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8")
-    return path
-
-
-def folder_of(perceptron: Path, name: str) -> Path:
-    return perceptron.parent / "modelset" / "Perceptron" / name
 
 
 def test_it_trains_is_compared_and_evaluated(run, perceptron: Path) -> None:
@@ -152,6 +139,11 @@ def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
         f"record = common.run(dataclasses.replace(settings, data_dir='{data_dir}', output='{tmp_path}/a'))",
         "assert signal.getsignal(signal.SIGINT) is before",
         "assert len(record['history']['test_accuracy']) == 1",
+        "class Net(common.LeNet):\n    pass",
+        f"settings = dataclasses.replace(settings, model=Net, data_dir='{data_dir}', output='{tmp_path}/cell')",
+        "common.run(settings)",
+        f"try:\n    common.load('{tmp_path}/cell')\nexcept common.UserError as error:\n    reason = str(error)",
+        "assert reason == 'Net can\\'t be made again: its class was in no file, as in a notebook\\'s cell', reason",
         f"%run original_version_model.py --epochs 1 --data-dir {data_dir} --output {tmp_path}/b",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
@@ -170,7 +162,7 @@ def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
         ({"epochs": 1.5}, "--epochs can't be '1.5': it is no int"),
         ({"lr": float("inf")}, "--lr can't be 'inf'"),
         ({"resolutions": "24,33"}, "--resolutions can't be '24,33'"),
-        ({"resolutions": "28,32"}, "LeNet can't take images of 28x28 pixels"),
+        ({"resolutions": "28,32"}, "LeNet can't be trained on images (2, 3, 28, 28)"),
         ({"augment": "no"}, "--augment can't be 'no'"),
         ({"nesterov": True, "momentum": 0}, "--nesterov needs a --momentum"),
         ({"options": {"dropout": torch.nn.ReLU}}, "finite numbers"),
@@ -190,19 +182,77 @@ def test_numpys_numbers_are_as_good_as_pythons(data_dir: Path, tmp_path: Path) -
     assert same_losses(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_default_with_the_name_of_a_setting_stays_as_it_is(run, perceptron: Path) -> None:
-    more = 'hidden: int = 50, device: str = "cpu", text: str = "$x^$"'
-    perceptron.write_text(perceptron.read_text().replace("hidden: int = 50", more))
-    done = run(perceptron, "--epochs", 1, "--text", "a/b$x^$")
+def test_flags_are_of_the_annotated_types_and_those_of_settings_stay_theirs(run, perceptron: Path) -> None:
+    more = 'hidden: int | None = None, device: str = "cpu", text: str = "$x^$", dropout: float = 0'
+    text = perceptron.read_text().replace("hidden: int = 50", more).replace("if hidden < 1", "if hidden is None")
+    perceptron.write_text(text.replace(', options={"hidden": 100}', ""))
+    done = run(perceptron, "--epochs", 1, "--text", "a/b$x^$", "--hidden", 7, "--dropout", 0.5)
     assert done.code == 0, done.err
-    assert read_run(folder_of(perceptron, "text=a_b$x^$,epochs=1"))["config"]["text"] == "a/b$x^$"
+    config = read_run(folder_of(perceptron, "hidden=7,text=a_b$x^$,dropout=0.5,epochs=1"))["config"]
+    assert (config["hidden"], config["text"], config["dropout"]) == (7, "a/b$x^$", 0.5)
 
 
-def test_a_script_that_cannot_be_imported_is_a_warning_of_the_comparison(run, perceptron: Path) -> None:
+# --- A run's model is made again
+
+
+@pytest.mark.parametrize("name", ["wide-net.py", "cifar10.py", "torch.py", "../elsewhere/net.py"])
+def test_a_script_of_any_name_and_place_without_a_guard(run, perceptron: Path, name: str) -> None:
+    """It is not trained again when the comparison or the inspection imports it."""
+    script, here = (perceptron.parent / name).resolve(), perceptron.parent
+    script.parent.mkdir(exist_ok=True)
+    text = perceptron.read_text().replace('experiment="perceptron"', f'experiment="{script.stem}"')
+    text = text.replace('if __name__ == "__main__":\n    main(', "main(")
+    script.write_text(text.replace("from common", f"import sys; sys.path.append({str(here)!r})\nfrom common", 1))
+    assert run(script, "--hidden", 20, "--epochs", 1).code == 0
+    (folder,) = (path.parent for path in here.glob("modelset/**/loss.json"))
+    before = (folder / "loss.json").stat().st_mtime_ns
+    for arguments in [("compare_results.py",), ("inspect_weights.py", folder, "--evaluate")]:
+        done = run(here / arguments[0], *arguments[1:])
+        assert done.code == 0 and "warning" not in done.err, done.err
+    assert f"test accuracy {read_run(folder)['result']['final_test_accuracy']:.2f} %" in done.out
+    assert (folder / "loss.json").stat().st_mtime_ns == before
+
+
+class Wide(torch.nn.Module):
+    """Options without which its tensors have the same shapes."""
+
+    def __init__(self, widths: tuple[int, ...] = (8,), scale: float | None = None, names=("a",)) -> None:
+        super().__init__()
+        assert isinstance(widths, tuple) and isinstance(names, tuple)
+        self.scale = 1.0 if scale is None else scale
+        sizes = zip((3, *widths), (*widths, 10), strict=True)
+        self.layers = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in sizes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.scale * images.mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 30.0}, {"widths": (4, 6), "names": ("b", "c")}], ids=str)
+def test_options_that_are_none_or_tuples_are_those_of_the_run(data_dir: Path, tmp_path: Path, options: dict) -> None:
+    record = common.run(settings_for(data_dir, tmp_path, model=Wide, options=options, epochs=1))
+    data = load_cifar10(data_dir)
+    loss = torch.nn.functional.cross_entropy(common.load(tmp_path)(data.test_images), data.test_labels).item()
+    assert loss == pytest.approx(record["history"]["test_loss"][-1], rel=1e-5)
+
+
+class ReadsAFile(common.LeNet):
+    def __init__(self, prior: str = "") -> None:
+        super().__init__()
+        self.register_buffer("prior", torch.load(prior))
+
+
+def test_a_constructor_that_fails_says_why(data_dir: Path, tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "prior.pt")
+    settings = settings_for(data_dir, tmp_path / "out", model=ReadsAFile, options={"prior": str(tmp_path / "prior.pt")})
+    common.run(common.dataclasses.replace(settings, epochs=1))
+    (tmp_path / "prior.pt").unlink()
+    for attempt in (lambda: common.load(tmp_path / "out"), lambda: common.run(settings)):
+        with pytest.raises(common.UserError, match=r"^ReadsAFile can't be made: FileNotFoundError: .*prior\.pt"):
+            attempt()
+
+
+def test_a_script_that_cannot_be_imported_is_one_line_of_the_inspection(run, perceptron: Path) -> None:
     assert run(perceptron, "--epochs", 1).code == 0
     perceptron.write_text("import nothing_of_that_name\n")
-    done = run(perceptron.parent / "compare_results.py")
-    assert done.code == 0 and "perceptron.py can't be imported" in done.err, done.err
-    assert re.search(r"^Perceptron +1 ", done.out, re.MULTILINE)
     done = run(perceptron.parent / "inspect_weights.py", folder_of(perceptron, "epochs=1"), "--evaluate")
-    assert done.code == 1 and "perceptron.py can't be imported" in done.err
+    assert done.code == 1 and "perceptron.py can't be imported: ModuleNotFoundError" in done.err

@@ -7,13 +7,13 @@ import common
 
 import pytest
 import torch
-from conftest import read_run
-from test_own_model import folder_of, perceptron  # noqa: F401
-from test_parallel import in_processes, small_run
+import torchvision
+from conftest import folder_of, in_processes, read_run, small_run
 from torch import nn
 
-from cifar10lab.devices.execution import Execution, has_unused_parameters, parallel_network
-from cifar10lab.devices.processes import share_buffers
+from cifar10lab.data.loading import load_cifar10
+from cifar10lab.devices.execution import Execution, parallel_network
+from cifar10lab.models.trial import try_model
 from original_version_model import SETTINGS as LENET
 
 LAYERS = "self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, hidden), nn.ReLU(), nn.Linear(hidden, 10))"
@@ -27,8 +27,8 @@ CHANGES = {
     "five outputs": ("nn.Linear(hidden, 10)", "nn.Linear(hidden, 5)"),
 }
 LINES = {
-    "tuple": "error: Perceptron makes a tuple of two images, not logits (2, 10)",
-    "five outputs": "error: Perceptron makes (2, 5) of two images, not logits (2, 10)",
+    "tuple": "it makes a tuple of them, not logits (2, 10)",
+    "five outputs": "it makes (2, 5) of them, not logits (2, 10)",
 }
 
 
@@ -42,7 +42,7 @@ def changed(script: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize("what", ["unused layer", "lazy layer", "compiled part", "BatchNorm1d"])
-def test_it_trains_alone_and_in_processes_and_is_evaluated(run, together, perceptron: Path, what: str) -> None:  # noqa: F811
+def test_it_trains_alone_and_in_processes_and_is_evaluated(run, together, perceptron: Path, what: str) -> None:
     script, folder = changed(perceptron, what), folder_of(perceptron, "hidden=20")
     done = run(script, "--hidden", 20, "--device", "cpu")
     assert done.code == 0, done.err
@@ -59,21 +59,178 @@ def test_it_trains_alone_and_in_processes_and_is_evaluated(run, together, percep
 
 
 @pytest.mark.parametrize("what", LINES)
-def test_what_is_no_classifier_of_ten_is_one_line_before_training(run, together, perceptron: Path, what) -> None:  # noqa: F811
+def test_what_is_no_classifier_of_ten_is_one_line_before_training(run, together, perceptron: Path, what) -> None:
     script = changed(perceptron, what)
     for done in (run(script), together(2, script)):
-        assert done.code == 1 and set(done.err.splitlines()) == {LINES[what]}, done.err
+        line = f"error: Perceptron can't be tested on images (2, 3, 32, 32): {LINES[what]}"
+        assert done.code == 1 and set(done.err.splitlines()) == {line}, done.err
     assert not (script.parent / "modelset" / "Perceptron").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_step_of_one_image_before_batch_norm_is_one_line(run, together, perceptron: Path, processes: int) -> None:  # noqa: F811
+def test_a_step_of_one_image_before_batch_norm_is_one_line(run, together, perceptron: Path, processes: int) -> None:
     script = changed(perceptron, "BatchNorm1d")
     arguments = (script, "--batch-size", 33)
     done = run(*arguments) if processes == 1 else together(processes, *arguments)
     assert done.code == 1 and len(set(done.err.splitlines())) == 1, done.err
-    assert "100 images in batches of 33" in done.err and "--batch-size" in done.err
+    assert "can't be trained on images (1, 3, 32, 32), as some steps have with this --batch-size: Value" in done.err
     assert not (script.parent / "modelset" / "Perceptron").exists()
+
+
+# --- The trial before a run
+
+
+class Pooled(nn.Module):
+    """Takes images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+class Lazy(Pooled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.LazyConv2d(8, 3), nn.LazyLinear(10)
+
+
+class WeightNormalised(Pooled):
+    """What copy.deepcopy refuses after a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.weight_norm(self.conv)
+
+
+class Keeps(Pooled):
+    """Keeps a tensor of its evaluation for its training."""
+
+    width, place = 0, None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[-1] != self.width:
+            self.width, self.place = images.shape[-1], torch.linspace(0, 1, images.shape[-1])
+        return self.fc(self.conv(images * self.place).mean((2, 3)))
+
+
+class Odd(Pooled):
+    """A parameter of whole numbers, and a state dict with something else in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(8), requires_grad=False)
+
+    def get_extra_state(self) -> dict:
+        return {"version": 2}
+
+    def set_extra_state(self, state: dict) -> None:
+        assert state == {"version": 2}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).mean((2, 3))[:, self.order])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("model", [Lazy, WeightNormalised, Keeps, Odd])
+def test_what_a_plain_loop_trains_is_trained_and_loaded(data_dir: Path, tmp_path: Path, model: type) -> None:
+    settings = dataclasses.replace(LENET, model=model, epochs=2, batch_size=33, resolutions="24,32")  # 100 images
+    record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path))
+    images, labels = (getattr(load_cifar10(data_dir), f"test_{name}") for name in ("images", "labels"))
+    loss = nn.functional.cross_entropy(common.load(tmp_path)(images), labels).item()
+    assert loss == pytest.approx(record["history"]["test_loss"][-1], rel=1e-5)
+
+
+class AlexNet(torchvision.models.AlexNet):
+    def __init__(self) -> None:
+        super().__init__(num_classes=10)
+
+
+class ViT(torchvision.models.VisionTransformer):
+    def __init__(self) -> None:
+        super().__init__(224, 16, 2, 2, 32, 64, num_classes=10)
+
+
+class TwoInTraining(Pooled):
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple:
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+
+class WithoutGradients(Pooled):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).detach()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (AlexNet, r"tested on images \(2, 3, 32, 32\): RuntimeError: Given input size: .*too small"),
+        (ViT, r"tested on images \(2, 3, 32, 32\): AssertionError: Wrong image height! Expected 224 but got 32!"),
+        (TwoInTraining, r"trained on images \(2, 3, 32, 32\): it makes a tuple of them, not logits \(2, 10\)"),
+        (WithoutGradients, r"trained on images \(2, 3, 32, 32\): RuntimeError: element 0 of tensors does not require"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line_before_anything_is_written(
+    data_dir: Path, tmp_path: Path, model: type, reason: str
+) -> None:
+    settings = dataclasses.replace(LENET, model=model, data_dir=data_dir, output=tmp_path / "out")
+    with pytest.raises(common.UserError, match=f"^{model.__name__} can't be {reason}.*$"):
+        common.run(settings)
+    assert not (tmp_path / "out").exists()
+
+
+class Changing(Pooled):
+    """Its training changes buffers, one of them by putting another in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.spectral_norm(self.conv)
+        self.norm, self.dropout = nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen = self.seen + len(images) if self.training else self.seen
+        return self.fc(self.dropout(self.norm(self.conv(images).mean((2, 3)))))
+
+
+def test_a_trial_leaves_the_model_and_the_random_numbers_as_they_were() -> None:
+    model = Changing()
+    before, numbers = common.weights_on_cpu(model), torch.get_rng_state()
+    try_model(model, Execution(torch.device("cpu"), "fp32", "none"), [24, 32])
+    after = common.weights_on_cpu(model)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+class ByChance(nn.Module):
+    """Skips each of its layers in half of the training steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 10)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.first(images.mean((2, 3)))
+        for layer in self.layers:
+            x = x if self.training and torch.rand(()) < 0.5 else x + layer(x)
+        return self.last(x)
+
+
+def with_layers_by_chance(rank: int, number: int, folder: Path) -> list[float]:
+    execution = Execution(torch.device("cpu"), "fp32", "DistributedDataParallel", rank, number)
+    settings = dataclasses.replace(LENET, model=ByChance, epochs=1, batch_size=20, lr=0.1)
+    run = dataclasses.replace(small_run(settings, execution), folder=folder)
+    return common.train(run, common.State()).history["test_loss"]
+
+
+def test_layers_may_be_skipped_by_chance_in_processes(tmp_path: Path) -> None:
+    first, second = in_processes(2, tmp_path, with_layers_by_chance, tmp_path)
+    assert first == second
 
 
 # --- Buffers over processes
@@ -120,19 +277,6 @@ def test_buffers_are_exchanged_at_each_step_only_where_they_are_not_synced(tmp_p
     assert in_processes(2, tmp_path, wrapped) == [[False, False, True]] * 2
 
 
-def test_looking_for_unused_parameters_leaves_the_network_as_it_was() -> None:
-    model = Normalised().train()
-    before = common.weights_on_cpu(model)
-    assert not has_unused_parameters(model, torch.device("cpu"))
-    model.extra = nn.Linear(2, 2)
-    assert has_unused_parameters(model, torch.device("cpu"))
-    del model.extra
-    after = common.weights_on_cpu(model)
-    assert model.training and all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    share_buffers(model)  # alone, there is nothing to share
-
-
 # --- Around a run in a notebook
 
 
@@ -167,6 +311,6 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
 def test_what_an_instance_says_of_bf16_decides(monkeypatch, says: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     model = common.LeNet()
-    model.bf16 = says
+    model.cifar10_interface = common.Interface(bf16=says)
     execution = common.start_execution("cpu", "auto", common.interface_of(model).bf16, data_parallel=False)
     assert execution.precision == ("bf16" if says else "fp32")

@@ -17,13 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import (
-    FORKSERVER,
     ROOT,
     at,
     environment,
+    in_processes,
     linux,
     read_run,
     run_command,
+    small_run,
     wait_until,
     weights_of,
 )
@@ -31,7 +32,7 @@ from torch import nn
 
 from cifar10lab.devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
 from cifar10lab.devices.execution import Execution, tiny_steps
-from cifar10lab.devices.processes import all_reduce, leave_processes
+from cifar10lab.devices.processes import all_reduce
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
@@ -141,26 +142,6 @@ def test_a_signal_to_torchrun_saves(tmp_path: Path, data_dir: Path, run, number:
 # --- Parts of it, in processes that have met
 
 
-def in_processes(number: int, folder: Path, work, *arguments: object) -> list:
-    """What `work(rank, number, *arguments)` returns in each of so many processes that have met."""
-    processes = [
-        FORKSERVER.Process(target=_member, args=(rank, number, folder, work, arguments)) for rank in range(number)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0] * number
-    return [torch.load(folder / f"{rank}.pt") for rank in range(number)]
-
-
-def _member(rank: int, number: int, folder: Path, work, arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number)
-    torch.save(work(rank, number, *arguments), folder / f"{rank}.pt")
-    leave_processes()
-
-
 def normalised_in_all_kinds(rank: int, number: int, images: int) -> list[dict]:
     """`normalised` for each of `KINDS`."""
     return [normalised(rank, number, images, kind, layout) for kind, layout in KINDS]
@@ -213,13 +194,6 @@ EARLY = {
     "LeNet": dataclasses.replace(LENET, batch_size=32),
     "ResNet18": dataclasses.replace(RESNET, batch_size=32, options={"width": 16}, lr=0.001),
 }
-
-
-def small_run(settings: common.Settings, execution: Execution) -> common.Training:
-    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(128) % 10
-    data = common.Data(images, labels, images, labels, name="random", source="test")
-    return common.ready_to_train(common.Training(settings, execution, data, common.build_model(settings), Path()))
 
 
 def early_losses(rank: int, number: int, model: str, precision: str) -> torch.Tensor:

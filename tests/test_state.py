@@ -6,7 +6,7 @@ from pathlib import Path
 import common
 
 import torch
-from test_parallel import in_processes
+from conftest import in_processes
 from test_training import ALONE, small_data
 
 from cifar10lab.devices.processes import all_reduce

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from cifar10lab.devices.execution import Execution
 from cifar10lab.files.tensors import read_torch
 from cifar10lab.inspection.weights import read_weights, without_prefix
 from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device
@@ -151,7 +152,7 @@ def model_of(run: dict) -> nn.Module:
         raise UserError(f"{name} can't be made again: {source} has no such class")
     model = make_model(kind, recorded_options(run["config"], kind))
     if any(map(is_lazy, model.parameters())):
-        try_model(model, torch.device("cpu"), "fp32", sizes=[])
+        try_model(model, Execution(torch.device("cpu"), "fp32", "none"), sizes=[])
     return model
 
 

@@ -9,16 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar10lab.devices.execution import Execution
 from cifar10lab.models.interface import interface_of, model_input
 from cifar10lab.terminal.errors import UserError, in_one_line
 
 
-def try_model(model: nn.Module, device: torch.device, precision: str, sizes: list[int], smallest: int = 2) -> None:
+def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest: int = 2) -> None:
     """Test the model on two images, 32x32, and train it on two of each size, and on a single one if steps have as few.
 
-    Nothing is learnt: the model is afterwards as before, in train mode, with its lazy layers made. `smallest` is the
-    number of images that a process has in the smallest step. UserError with the reason if one of these fails.
+    Nothing is learnt: the model is afterwards as before, but on its device, in train mode, and with its lazy layers
+    made. `smallest` is the number of images that a process has in the smallest step. UserError with the reason if one
+    of these fails.
     """
+    device, precision = execution.device, execution.precision
+    model.to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         attempt(model, torch.zeros(2, 3, 32, 32, device=device), precision, training=False)
         with put_back(model):
