@@ -68,18 +68,13 @@ def write(path: Path, content: bytes) -> None:
 
 def write_curves(runs: Runs, over: str, to: Path, suffix: str) -> None:
     """Write the picture and the page of the runs on one data set."""
-    from cifar10lab.comparison.curves import COLOURS, draw_comparison
+    from cifar10lab.comparison.curves import draw_comparison
     from cifar10lab.comparison.page import comparison_page
 
     if not runs.table["epochs_trained"].any():
         return
-    if runs.table["row"].nunique() > len(COLOURS):
-        print(f"comparison{suffix}.png: the {len(COLOURS)} runs of the highest test accuracy are coloured, others grey")
     write(to / f"comparison{suffix}.png", draw_comparison(runs, over))
-    try:
-        write(to / f"comparison{suffix}.html", comparison_page(runs))
-    except ModuleNotFoundError as error:
-        print(f"no comparison{suffix}.html without {error.name}: pip install {error.name}")
+    write(to / f"comparison{suffix}.html", comparison_page(runs))
 
 
 def main() -> None:

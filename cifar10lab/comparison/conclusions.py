@@ -126,7 +126,7 @@ def several_devices(scaling: dict) -> list[Evidence]:
         for measured in [one for one in case["measured"] if one["devices"] > 1]:
             count, speedup = measured["devices"], measured["speedup"]
             claim = f"{case['model']}, batch size {case['batch_size']}: {count} {unit} ({measured['parallel']})"
-            outcome = HOLDS if speedup > 1 + (count - 1) / 2 else CONTRADICTED
+            outcome = HOLDS if speedup > (count + 1) / 2 else CONTRADICTED
             found.append((claim, f"{speedup:.2f} times as fast as one", "", outcome))
     return found if unit == "GPUs" else [*found, ("several GPUs", "not measured", "", OPEN)]
 

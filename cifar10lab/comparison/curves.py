@@ -5,8 +5,6 @@ Made to be read at 830 pixels' width, which is what code hosts give a picture on
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,14 +31,13 @@ class Curve:
 
     name: str
     label: str  # with its test accuracy at the end
-    colour: str
     mean: pd.DataFrame
     deviation: pd.DataFrame
     seeds: int
 
 
 def curves_of(runs: Runs, over: str) -> list[Curve]:
-    """Each row's curves, the highest test accuracy at the end first; those after the eighth are grey.
+    """Each row's curves, the highest test accuracy at the end first.
 
     `over` is "epochs" or "seconds"; over seconds, runs on different machines are curves of their own.
     """
@@ -57,10 +54,8 @@ def curves_of(runs: Runs, over: str) -> list[Curve]:
         complete = by_epoch.size() == seeds  # not the epochs that only some seeds were trained for
         mean, deviation = by_epoch.mean()[complete], by_epoch.std().fillna(0)[complete]
         label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {names[key]}" + (f" ({seeds} seeds)" if seeds > 1 else "")
-        found.append(Curve(names[key], label, GREY, mean, deviation, seeds))
-    found.sort(key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
-    colours = itertools.chain(COLOURS, itertools.repeat(GREY))
-    return [dataclasses.replace(curve, colour=colour) for curve, colour in zip(found, colours, strict=False)]
+        found.append(Curve(names[key], label, mean, deviation, seeds))
+    return sorted(found, key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
 
 
 def stand_in(runs: Runs) -> str:
@@ -78,9 +73,10 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     curves = curves_of(runs, over)
     figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    for curve in reversed(curves):  # the best on top
-        draw_curve(loss, curve, "loss", over)
-        draw_curve(accuracy, curve, "accuracy", over)
+    colours = [*COLOURS, *[GREY] * len(curves)][: len(curves)]
+    for curve, colour in reversed([*zip(curves, colours, strict=True)]):  # the best on top
+        draw_curve(loss, curve, colour, "loss", over)
+        draw_curve(accuracy, curve, colour, "accuracy", over)
     smoothed = any(runs.records[run]["config"].get("label_smoothing") for run in runs.table.index)
     note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
     x = {"epochs": "epoch", "seconds": "seconds of training"}[over]
@@ -96,7 +92,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
             axes.xaxis.get_major_locator().set_params(integer=True)
     seeds = ", band: standard deviation over seeds" if any(curve.seeds > 1 for curve in curves) else ""
     figure.suptitle(f"{stand_in(runs)}full: test, pale and dashed: training{seeds}", fontsize=10)
-    lines = [Line2D([], [], color=curve.colour, linewidth=2.5) for curve in curves[: len(COLOURS) + 1]]
+    lines = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours[: len(COLOURS) + 1]]
     labels = [textwrap.fill(curve.label, 100, subsequent_indent="    ") for curve in curves[: len(COLOURS)]]
     if len(curves) > len(labels):
         labels.append(f"{len(curves) - len(labels)} more with a lower test accuracy at the end")
@@ -105,18 +101,18 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     return png(figure, DPI)
 
 
-def draw_curve(axes: Axes, curve: Curve, what: str, over: str) -> None:
+def draw_curve(axes: Axes, curve: Curve, colour: str, what: str, over: str) -> None:
     """A run's test and training losses or accuracies; a mean training loss stands at the middle of its epoch."""
     mean = curve.mean
     ends = mean.index.to_numpy(float) if over == "epochs" else mean["seconds"].to_numpy()
     middles = ends - np.diff(ends, prepend=0) / 2
     marker = "o" if len(ends) == 1 else ""
-    faint = curve.colour == GREY
+    faint = colour == GREY
     for kind, x in (("train", middles if what == "loss" else ends), ("test", ends)):
         if faint and kind == "train":
             continue
         y, deviation = mean[f"{kind}_{what}"].to_numpy(), curve.deviation[f"{kind}_{what}"].to_numpy()
         style = {"linestyle": "--", "linewidth": 1.2, "alpha": 0.55} if kind == "train" else {"linewidth": 1.8 - faint}
-        axes.plot(x, y, color=curve.colour, marker=marker, label=f"{curve.name}, {kind}", **style)
+        axes.plot(x, y, color=colour, marker=marker, label=f"{curve.name}, {kind}", **style)
         if curve.seeds > 1 and not faint:
-            axes.fill_between(x, y - deviation, y + deviation, color=curve.colour, alpha=0.15, linewidth=0)
+            axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)

@@ -11,10 +11,7 @@ from cifar10lab.comparison.runs import Runs
 
 
 def comparison_page(runs: Runs) -> bytes:
-    """Losses and accuracies of all runs, over epochs or seconds, linear or logarithmic; values under the pointer.
-
-    ModuleNotFoundError where plotly isn't installed.
-    """
+    """Losses and accuracies of all runs, over epochs or seconds, linear or logarithmic; values under the pointer."""
     from plotly.colors import qualitative
     from plotly.subplots import make_subplots
 
@@ -23,20 +20,17 @@ def comparison_page(runs: Runs) -> bytes:
     over: dict[str, list[np.ndarray]] = {"epoch": [], "seconds of training": []}  # each line's places
     for number, curve in enumerate(curves):
         add_lines(figure, curve, [*COLOURS, *qualitative.Dark24][number % 32], over)
-    both = {axis: (axis, f"{axis}2") for axis in ("xaxis", "yaxis")}
-    menus = [{name: [{"x": x}, {f"{axis}.title.text": name for axis in both["xaxis"]}] for name, x in over.items()}]
-    for name, axes in (("across", both["xaxis"]), ("up", both["yaxis"])):
-        menus.append({f"{name}: {kind}": [{f"{axis}.type": kind for axis in axes}] for kind in ("linear", "log")})
     buttons = []
-    for number, menu in enumerate(menus):
-        method = "relayout" if number else "update"
-        choices = [{"label": label, "method": method, "args": arguments} for label, arguments in menu.items()]
-        place = {"x": 0.24 * number, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
-        buttons.append({"type": "buttons", "direction": "right", "buttons": choices, **place})
+    for name, x in over.items():
+        for kind in ("linear", "log"):
+            layout = {"xaxis.title.text": name, "xaxis2.title.text": name, "xaxis.type": kind, "xaxis2.type": kind}
+            buttons.append({"label": f"{name}, {kind}", "method": "update", "args": [{"x": x}, layout]})
+    place = {"x": 0, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
+    menus = [{"type": "buttons", "direction": "right", "buttons": buttons, **place}]
     text = "full: test, dashed: training. A click on a run below hides it, a double click singles it out."
     title = {"text": stand_in(runs) + text, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
     height, margin = 560 + 24 * len(curves), {"t": 130, "b": 80 + 24 * len(curves), "l": 60, "r": 30}  # pixels
-    figure.update_layout(template="plotly_white", title=title, updatemenus=buttons, height=height, margin=margin)
+    figure.update_layout(template="plotly_white", title=title, updatemenus=menus, height=height, margin=margin)
     legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}
     figure.update_layout(legend=legend).update_xaxes(title_text="epoch")
     return figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()

@@ -73,10 +73,9 @@ def read_runs(paths: list[Path]) -> Runs:
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
-    """Each run in these folders and theirs, links followed, as one of FILES; files as named. Each is found once.
+    """The loss.json, or a newer checkpoint.pth, of each run in these folders and theirs, and files as named.
 
-    It is the loss.json, or a newer checkpoint.pth: a run that has ended removes its own. UserError for a path that
-    isn't.
+    Links are followed, each run is found once. UserError for a path that isn't.
     """
     found, visited = {}, set()
     for path in paths:
@@ -89,7 +88,7 @@ def find_runs(paths: list[Path]) -> list[Path]:
             if real in visited:  # or a link to a folder above would have no end
                 subfolders.clear()
             elif files := [file for name in FILES if (file := Path(folder, name)).is_file()]:
-                newest = max(files, key=lambda file: file.stat().st_mtime)
+                newest = max(files, key=lambda file: file.stat().st_mtime)  # a run that ends removes its checkpoint
                 found.setdefault(newest.resolve(), newest)
             visited.add(real)
             subfolders.sort()
@@ -120,10 +119,8 @@ def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
         row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
         row |= from_history(history) | ({"parameters": int(result["parameters"])} if result else {})
         row |= {name: float(result[name]) for name in OPTIONAL if result.get(name) is not None}
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is no file of these scripts ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no run of these scripts ({type(error).__name__}: {error})") from error
     return run, row, history
 
 

@@ -91,19 +91,15 @@ def notes(runs: Runs) -> list[str]:
     names, lines = names_of(runs, runs.table["row"]), []
     for _, group in runs.table.groupby("group", sort=False):
         differ = [name for name in NOTED if group[name].nunique() > 1]
-        for number, row in group.groupby("row", sort=False):
-            texts = [f"{NOTED[name]} {seeds_by_value(row, name)}" for name in differ]
-            lines += [f"{names[number]}: {'; '.join(texts)}"] if texts else []
+        for number, row in group.sort_values("seed").groupby("row", sort=False) if differ else ():
+            texts = []
+            for name in differ:
+                worded = row[name].map(lambda value: short(value) if value else "not recorded")
+                seeds = row["seed"].astype(str).groupby(worded, sort=False).agg(", ".join)
+                found = [f"{value} (seed {seed})" if len(seeds) > 1 else value for value, seed in seeds.items()]
+                texts.append(f"{NOTED[name]} {', '.join(found)}")
+            lines.append(f"{names[number]}: {'; '.join(texts)}")
     return lines
-
-
-def seeds_by_value(row: pd.DataFrame, name: str) -> str:
-    """As in "2 (seed 0), 1 (seeds 1, 2)"; of a single value itself."""
-    texts = []
-    for value, runs in row.groupby(name, sort=False):
-        text, seeds = short(value) if value else "not recorded", ", ".join(map(str, sorted(runs["seed"])))
-        texts.append(f"{text} (seed{'s' if len(runs) > 1 else ''} {seeds})" if row[name].nunique() > 1 else text)
-    return ", ".join(texts)
 
 
 def text_table(settings: pd.DataFrame, results: pd.DataFrame) -> str:
