@@ -111,7 +111,7 @@ def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
         config, dataset, result, key = run["config"], run["dataset"], run.get("result", {}), row_key(run)
         row = {"experiment": str(run["experiment"]), "seed": int(config["seed"])}
         row |= {"file": str(path), "folder": str(path.parent), "reference": REFERENCE in path.resolve().parents}
-        row |= {"dataset": str(dataset["name"]), "source": dataset["source"]}
+        row |= {"dataset": str(dataset["name"]), "source": dataset["source"], "images": dataset.get("checksum", "")}
         row |= {name: int(dataset[name]) for name in ("train_images", "test_images")}
         row |= {name: key[name] for name in ("unfinished", "precision", "device", "processes")}
         row |= {"model_code": recorded(run, "code", "model_code"), "commit": recorded(run, "code", "commit")[:7]}

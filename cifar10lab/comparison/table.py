@@ -11,7 +11,8 @@ from cifar10lab.comparison.differences import difference, time_ratio
 from cifar10lab.comparison.runs import Runs, names_of, setting_text, short, values
 from cifar10lab.results.reference import mean_text, original_accuracy, reference_accuracies, reference_runs
 
-NOTED = {"commit": "commit", "changes": "uncommitted changes", "torch": "torch", "threads": "threads"}
+NOTED = {"images": "images' checksum", "commit": "commit", "changes": "uncommitted changes"}
+NOTED |= {name: name for name in ("torch", "threads")}
 
 
 def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
