@@ -1,11 +1,14 @@
 """Other systems than Linux, and what containers forbid, as far as Linux can show it."""
 
+import math
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, run_command
 
+from cifar10lab.devices.execution import cpu_share, process_settings
 from cifar10lab.files import writing
 from cifar10lab.files.writing import FileInUse, write_file
 
@@ -81,3 +84,49 @@ def test_a_file_that_stays_open_is_named_and_stays(tmp_path: Path, monkeypatch: 
     with pytest.raises(FileInUse, match=r"checkpoint\.pth can't be replaced: Access is denied; another program may"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+QUOTAS = {  # which groups a process is in, the files of their quotas, and the CPUs that these are
+    "none": ("0::/", {"cpu.max": "max 100000"}, math.inf),
+    "a container's, version 2": ("0::/", {"cpu.max": "50000 100000"}, 0.5),
+    "a group's above": ("0::/a/b", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5),
+    "a container's, version 1": (
+        "3:cpu,cpuacct:/docker/1",
+        {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+        2,
+    ),
+    "none, version 1": ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+}
+
+
+@pytest.mark.parametrize("what", QUOTAS)
+def test_a_containers_share_of_the_cpu_is_read(tmp_path: Path, what: str) -> None:
+    group, files, share = QUOTAS[what]
+    for name, text in {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{name}": t for name, t in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert cpu_share(tmp_path) == share
+    assert cpu_share(tmp_path / "another system") == math.inf
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("", 1), ("2", 2)])
+def test_a_run_takes_no_more_threads_than_its_share_unless_asked(
+    tmp_path: Path, asked: str, threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("50000 100000\n")
+    monkeypatch.setattr(cpu_share, "__defaults__", (tmp_path,))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with process_settings(torch.device("cpu"), []):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+        assert capsys.readouterr().out.count("threads: 1 instead of 2, since") == (not asked)
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,8 @@ import copy
 import ctypes
 import gc
 import inspect
+import math
+import os
 import platform
 import re
 import signal
@@ -14,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -188,8 +191,17 @@ def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]
 
 @contextlib.contextmanager
 def device_settings(device: torch.device) -> Iterator[None]:
-    """Keep freed memory and, on CUDA, use TF32 for what stays float32 and cuDNN's fastest; undone at the end."""
+    """Keep freed memory and, on CUDA, use TF32 for what stays float32 and cuDNN's fastest; undone at the end.
+
+    No more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS` says how many.
+    """
     with kept_memory(), contextlib.ExitStack() as stack:
+        threads, share = torch.get_num_threads(), cpu_share()
+        fewer = math.ceil(min(threads, share))
+        if fewer < threads and "OMP_NUM_THREADS" not in os.environ:
+            stack.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(fewer)
+            print(f"threads: {fewer} instead of {threads}, since this process may use {share:g} CPUs' time")
         if device.type == "cuda":
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("high")
@@ -198,6 +210,24 @@ def device_settings(device: torch.device) -> Iterator[None]:
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
         yield
+
+
+def cpu_share(root: Path = Path("/")) -> float:
+    """How many CPUs' time this process may use, as `docker run --cpus=1.5` sets it; infinity without such a quota.
+
+    The least of its control group and those above it, of version 2 or 1 (`man 7 cgroups`; docs.kernel.org).
+    """
+    shares = [math.inf]
+    with contextlib.suppress(OSError):  # not Linux
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            for place in (group, *map(str, Path(group).parents)):  # in a container, its own group is the uppermost
+                folder = root / "sys/fs/cgroup" / controllers / place.lstrip("/")
+                for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+                    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                        quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+                        shares += [quota / period] if quota > 0 else []
+    return min(shares)
 
 
 @contextlib.contextmanager
