@@ -2,6 +2,7 @@
 
     python inspect_weights.py modelset/reference/Resnet                    # a run's folder, or a weights file
     python inspect_weights.py modelset/reference/Resnet --evaluate         # on the test images
+    python inspect_weights.py modelset/reference/Resnet --images X.npy --labels Y.npy        # on others: CIFAR-10.1
     python inspect_weights.py modelset/reference/Resnet --classify photo.jpg another.png     # on your own pictures
     python inspect_weights.py A.pth --against B.pth                        # two files side by side
 
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
+from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10, load_test_arrays
 from cifar10lab.files.pictures import default_style, png, write_picture
 from cifar10lab.files.writing import expanded
 from cifar10lab.inspection.models import ON_STAND_IN, TrainedModel, is_on_stand_in, recognise, weights_file
@@ -321,11 +322,13 @@ def inspect(arguments: argparse.Namespace) -> bool:
     elif not arguments.classify:
         print_statistics(parameters)
         picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
-    if not arguments.evaluate and not arguments.classify:
+    if not arguments.evaluate and not arguments.images and not arguments.classify:
         return True
     (model, run), paths = recognise(weights, path), arguments.classify or []
     photos = read_photos(paths)
-    data = load_cifar10(arguments.data_dir) if arguments.evaluate else None
+    data = load_cifar10(arguments.data_dir, test_only=True) if arguments.evaluate else None
+    if arguments.images:
+        data = load_test_arrays(arguments.images, arguments.labels)
     if is_on_stand_in(run):
         print(f"warning: {path} {ON_STAND_IN}", file=sys.stderr)
     if photos or data is not None:
@@ -344,6 +347,8 @@ def main() -> None:
     add = parser.add_argument
     add("path", type=expanded, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
     add("--evaluate", action="store_true", help="load the weights into their model and test it")
+    add("--images", type=expanded, metavar="X.npy", help="test it on these instead: uint8 (N, 32, 32, 3)")
+    add("--labels", type=expanded, metavar="Y.npy", help="the classes of --images, 0 to 9")
     add("--classify", type=expanded, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
     add("--against", type=expanded, metavar="OTHER", help="a second folder or file, to be put beside the first")
     add("--key", help='which weights of FOLDER_OR_FILE to take if it holds several, such as "ema"')
@@ -355,6 +360,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.mean is None) != (arguments.std is None):
         parser.error("--mean and --std belong together: give both")
+    if (arguments.images is None) != (arguments.labels is None):
+        parser.error("--images and --labels belong together: give both")
+    if arguments.images and arguments.evaluate:
+        parser.error("--images and --evaluate are of different test images: give one of them")
     try:
         sys.exit(0 if inspect(arguments) else 1)
     except (OSError, UserError) as error:

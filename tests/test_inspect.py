@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, Command, read_run, run_command
 
 import inspect_weights
+from cifar10lab.data.loading import load_cifar10
 from fast_model import FastNet
 
 
@@ -30,6 +31,20 @@ def test_a_runs_folder(lenet: Path) -> None:
     assert [float(cell) for cell in rows["fc1.weight"][3:]] == pytest.approx(expected, abs=0.006)
     assert rows["total"][1] == "62,006"
     assert matplotlib.image.imread(lenet / "weights.png").shape[1] == 1210
+
+
+def test_the_same_test_images_as_arrays_give_the_same_figures(
+    inspect, lenet: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    data = load_cifar10(data_dir)
+    np.save(tmp_path / "x.npy", data.test_images.permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "y.npy", data.test_labels.numpy())
+    shutil.copytree(data_dir / "test", tmp_path / "alone" / "test")
+    arrays = inspect(lenet, "--images", tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
+    folder = inspect(lenet, "--evaluate", "--data-dir", tmp_path / "alone")
+    assert (arrays[0], folder[0]) == (0, 0), arrays[2] + folder[2]
+    assert arrays[1].replace(str(tmp_path / "x.npy"), "image folder") == folder[1]
+    assert inspect(lenet, "--images", tmp_path / "x.npy")[0] == 2
 
 
 def test_evaluate_reports_what_the_run_did(inspect, lenet: Path) -> None:
