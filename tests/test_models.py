@@ -45,10 +45,6 @@ def test_dropout_is_off_in_eval_mode_and_on_in_training() -> None:
     assert torch.equal(model(images), model(images))
 
 
-def test_dropout_changes_no_parameter_name() -> None:
-    assert names(common.LeNet(0.5)) == names(common.LeNet())
-
-
 def test_seed_decides_the_weights() -> None:
     from original_version_model import SETTINGS
 

@@ -7,9 +7,7 @@ import datetime
 import enum
 import os
 import pathlib
-import runpy
 import subprocess
-import urllib.request
 from pathlib import Path
 
 from common import LeNet, ResNet18, load
@@ -148,15 +146,6 @@ class Precision(enum.Enum):
     BF16 = "bf16"
 
 
-class Level(enum.IntEnum):
-    HIGH = 3
-
-
-class Trainer:
-    class Mode(enum.Enum):
-        FAST = 1
-
-
 @dataclasses.dataclass
 class Configuration:
     name: str
@@ -172,41 +161,22 @@ class Attributes(dict):
         pass
 
 
-class Pair(collections.namedtuple("Pair", "a b")):
-    pass
-
-
 class FromWindows:
     def __reduce__(self) -> tuple:
         return pathlib.WindowsPath, ("C:\\", "runs", "best.pth")
 
 
-class ByName:
-    """An enumeration's member as Python 3.11.0 to 3.11.3 pickle it."""
-
-    def __reduce__(self) -> tuple:
-        return getattr, (Precision, "BF16")
-
-
-NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.timezone(datetime.timedelta(hours=8)))
 BESIDE = {
-    "a numpy number": np.float64(93.1),
-    "other numpy numbers": [np.float32(1), np.int64(2), np.bool_(True), np.str_("x")],
+    "numpy numbers": [np.float64(93.1), np.int64(2), np.bool_(True), np.str_("x")],
     "numpy arrays": {"history": np.arange(3.0), "names": np.array(["a"]), "random": np.random.get_state()},
     "a Namespace": argparse.Namespace(lr=0.1, output=Path("runs"), milestones=[3, 5], seed=np.int64(0)),
     "paths": [Path("runs"), pathlib.PurePosixPath("/a"), pathlib.PureWindowsPath("C:\\a"), FromWindows()],
-    "dates": [NOON, NOON.date(), NOON.time(), datetime.timedelta(1)],
-    "enumerations": {Precision.BF16.name: Precision.BF16, "level": Level.HIGH, "mode": Trainer.Mode.FAST},
-    "an enumeration by its name": ByName(),
-    "somebody's dataclass": Configuration("a", Path("b")),
-    "somebody's dict": Attributes(lr=0.1, model=Attributes(width=4)),
-    "somebody's tuple": Pair(1, 2),
+    "dates as keys": {datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc): datetime.timedelta(1)},
+    "an enumeration": {Precision.BF16.name: Precision.BF16},
+    "somebody's classes": [Configuration("a", Path("b")), Attributes(lr=0.1, model=Attributes(width=4))],
     "collections": [collections.defaultdict(list, a=[1]), collections.deque([1, 2]), collections.Counter("a")],
     "builtins": [{1, 2}, frozenset([3]), range(4), slice(1), b"bytes", 2j, 2**70, bytearray(b"x"), float, None],
-    "dates as keys": {NOON: 1, Path("a"): 2},
     "an optimizer": torch.optim.SGD(LeNet().parameters(), 0.1, momentum=0.9),
-    "its state": torch.optim.SGD(LeNet().parameters(), 0.1, momentum=0.9).state_dict(),
-    "torch's own": [torch.__version__, torch.device("cpu"), torch.float32, torch.Size([1]), torch.get_rng_state()],
     "random-number states": {"cpu": torch.get_rng_state(), "cuda": torch.get_rng_state()},
 }
 
@@ -222,7 +192,11 @@ def test_harmless_things_beside_the_weights(tmp_path: Path, what: str, capfd: py
 
 
 def test_harmless_things_in_a_file_of_an_old_pytorch(tmp_path: Path) -> None:
-    content = {"net": LeNet().state_dict(), "acc": np.float64(93.1), "args": argparse.Namespace(out=Path("a"), at=NOON)}
+    content = {
+        "net": LeNet().state_dict(),
+        "acc": np.float64(93.1),
+        "args": argparse.Namespace(out=Path("a"), at=datetime.date(2026, 1, 2)),
+    }
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read_weights(tmp_path / "old.pth").keys() == LeNet().state_dict().keys()
 
@@ -237,20 +211,29 @@ class Calls:
         return self.function, self.arguments
 
 
+def run_here(executed: str) -> None:
+    os.mkdir(executed)
+
+
+class WithState(Calls):
+    def __init__(self, executed: Path) -> None:
+        super().__init__(run_here, str(executed))
+
+    def __reduce__(self) -> tuple:
+        return Configuration, ("a", "b"), {"__class__": Calls(*super().__reduce__()[:1], *self.arguments)}
+
+
 HOSTILE = {
     "os.system": lambda executed: Command(f"touch {executed}"),
     "eval": lambda executed: Calls(eval, f"open({str(executed)!r}, 'w')"),
-    "exec": lambda executed: Calls(exec, f"open({str(executed)!r}, 'w')"),
-    "open": lambda executed: Calls(open, str(executed), "w"),
     "subprocess": lambda executed: Calls(subprocess.Popen, ["touch", str(executed)]),
     "mkdir by a path": lambda executed: Calls(Path.mkdir, Path(executed)),
-    "urllib": lambda executed: Calls(urllib.request.urlretrieve, f"file://{__file__}", str(executed)),
-    "runpy": lambda executed: Calls(runpy.run_path, str(executed)),
     "numpy": lambda executed: Calls(np.save, str(executed), 1),
     "torch": lambda executed: Calls(torch.save, 1, str(executed)),
     "in a Namespace": lambda executed: argparse.Namespace(x=Command(f"touch {executed}")),
     "in an enumeration": lambda executed: Calls(getattr, Command(f"touch {executed}"), "x"),
-    "a key": lambda executed: {Command(f"touch {executed}"): 1},
+    "a function of the author's": lambda executed: Calls(run_here, str(executed)),
+    "a state": lambda executed: WithState(executed),
 }
 
 
@@ -265,32 +248,6 @@ def test_hostile_things_beside_the_weights_are_not_executed(tmp_path: Path, what
     except UserError as error:
         assert "holds pickled objects, which are never executed" in str(error) and "\n" not in str(error)
     assert not any(tmp_path.glob("executed*"))
-
-
-def run_here(executed: str) -> None:
-    os.mkdir(executed)
-
-
-class RunsHere:
-    """Unpickled by pickle, it would run a function of this module, which no other program has."""
-
-    def __init__(self, executed: Path) -> None:
-        self.executed = executed
-
-    def __reduce__(self) -> tuple:
-        return run_here, (str(self.executed),)
-
-
-class WithState(RunsHere):
-    def __reduce__(self) -> tuple:
-        return Configuration, ("a", "b"), {"__class__": RunsHere(self.executed), "items": RunsHere(self.executed)}
-
-
-@pytest.mark.parametrize("kind", [RunsHere, WithState])
-def test_somebodys_own_functions_are_left_out_and_not_run(tmp_path: Path, kind: type) -> None:
-    torch.save({"net": LeNet().state_dict(), "acc": kind(tmp_path / "executed")}, tmp_path / "weights.pth")
-    assert read_weights(tmp_path / "weights.pth").keys() == LeNet().state_dict().keys()
-    assert not (tmp_path / "executed").exists()
 
 
 # --- Several networks in a file
@@ -309,13 +266,11 @@ def file_of_several(path: Path, *keys: str) -> dict[str, dict[str, torch.Tensor]
     ("keys", "plain"),
     [
         (("net", "ema"), "net"),
-        (("ema", "net"), "net"),
         (("state_dict_ema", "state_dict"), "state_dict"),
         (("swa_model", "weights"), "weights"),
         (("best_model", "model"), "model"),
         (("first", "second"), "first"),
         (("ema",), "ema"),
-        (("weights",), "weights"),
     ],
 )
 def test_the_plain_weights_are_taken(
