@@ -12,14 +12,18 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
+import random
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -40,6 +44,7 @@ from cifar10lab.devices.execution import (
     Execution,
     InPrecision,
     environment_record,
+    own_process_state,
     parallel_network,
     process_settings,
     start_execution,
@@ -47,14 +52,14 @@ from cifar10lab.devices.execution import (
 )
 from cifar10lab.devices.processes import (
     all_reduce,
+    first_to_say,
     from_rank_0,
     launch_note,
-    leave_processes,
     note_launch,
     share_buffers,
 )
-from cifar10lab.files.earlier import code_of_results, move_results, set_aside
-from cifar10lab.files.locks import locked_run_folder
+from cifar10lab.files.earlier import RESULTS, code_of_results, move_earlier
+from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
 from cifar10lab.files.writing import FileInUse, expanded, write_file
@@ -81,7 +86,7 @@ from cifar10lab.settings.experiment import (
 )
 from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption
-from cifar10lab.terminal.output import make_output_last, progress_bar
+from cifar10lab.terminal.output import end_by_signal, make_output_last, progress_bar
 
 __all__ = ["Interface", "Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
 
@@ -144,21 +149,19 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
 
     The folder is named after what differs from the `stated` settings, by default those of the experiment's script.
     Raises UserError for what the user can put right, and Interrupted after a signal; the same settings
-    with `resume=True` then go on. Under `torchrun` only rank 0 reads, writes and prints.
+    with `resume=True` then go on. Under `torchrun`, or in a process group that the caller has made, only rank 0 reads,
+    writes and prints. A run in another thread of this process waits for its end.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([]))
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
+        stack.enter_context(own_process_state())
         training, warning = to_be_trained(settings, stated)
         first = training.execution.rank == 0
         if first:
-            stack.enter_context(locked_run_folder(training.folder))
+            stack.enter_context(locked(training.folder))
             sys.stderr.write(warning)
             announce(training)
         saved = from_rank_0(saved_run(training) if first else None)
         if saved and "result" in saved:
-            leave_processes()
             return saved
         training = ready_to_train(training, saved)
         stack.enter_context(process_settings(training.execution.device, training.signals))
@@ -168,7 +171,6 @@ def run(settings: Settings, stated: Settings | None = None) -> dict:
             write_results(training, record, state.best_model)
             note_launch(training.execution.store, training.folder, "finished")
             sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
-        leave_processes()
     return record
 
 
@@ -185,7 +187,9 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
     model = build_model(settings)
     interface = interface_of(model)
     execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
-    data, warning = from_rank_0(load_data(settings.dataset, settings.data_dir) if execution.rank == 0 else None)
+    if from_rank_0(config_of(settings)) != config_of(settings):
+        raise UserError("the processes of a group train one model together: all must be given the same settings")
+    data, warning = from_rank_0(data_of(settings, execution) if execution.rank == 0 else None)
     data = hold_out(data, settings.validation_images)
     with torch.no_grad():
         interface.initialise(data.train_images)
@@ -197,12 +201,22 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
     return Training(settings, execution, data, model, folder, changed, code_record(settings), started), warning
 
 
+def data_of(settings: Settings, execution: Execution) -> tuple[Data, str]:
+    """The settings' data; and a warning if nobody asked for them, which in several processes is a UserError."""
+    if execution.parallel != "DistributedDataParallel":
+        return load_data(settings.dataset, settings.data_dir)
+    try:
+        return load_data(settings.dataset.replace("auto", "cifar10"), settings.data_dir)
+    except UserError as error:
+        raise UserError(f"on {platform.node()}, where rank 0 is: {error}") from error
+
+
 def build_model(settings: Settings) -> nn.Module:
     """The settings' model, with weights drawn from their seed.
 
     WrongOption for options and an optimizer that it can't take.
     """
-    torch.manual_seed(settings.seed)
+    seed_generators(settings.seed)
     model = make_model(settings.model, options_of(settings))
     if settings.optimizer != "sgd" and interface_of(model).optimizer:
         own = f"{settings.model.__name__} brings its own optimizer"
@@ -223,6 +237,8 @@ def announce(training: Training) -> None:
     data, execution = training.data, training.execution
     print(f"{training.settings.experiment}, {training.changed.replace(',', ', ') or 'as stated'}")
     print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
+    if execution.parallel == "DistributedDataParallel":
+        print(f"data, checkpoints and results are those of {platform.node()}, where rank 0 is: {training.folder}")
     if training.settings.data_parallel and execution.parallel == "none":
         print("no more than one GPU to use: training without DataParallel")
 
@@ -236,12 +252,17 @@ def saved_run(training: Training) -> dict | None:
     Prints which, and why; processes that torchrun starts again continue, too.
     UserError if what is to be continued is damaged or of other settings; without `--resume` a checkpoint is set aside.
     """
-    path, resume = training.folder / "checkpoint.pth", training.settings.resume
-    launch = launch_note(training.execution.store, training.folder)
+    path, resume, again = training.folder / "checkpoint.pth", training.settings.resume, training.execution.again
+    note = launch_note(training.execution.store, training.folder)
     if not path.is_file():
-        return finished_run(training) if resume or launch == "finished" else None
-    if not (resume or launch):
-        set_aside(path)
+        if resume or note == "finished":
+            return finished_run(training)
+        if again or note:
+            print(f"started again, but on {platform.node()} there is no {path}: starting at the beginning")
+        return None
+    if not (resume or again or note):
+        kept = move_earlier(training.folder, path.name)
+        print(f"{path} is of an interrupted run, which --resume would continue. Starting afresh; it is now in {kept}.")
         return None
     checkpoint = read_checkpoint(path)
     check_same_run(checkpoint, training, path)
@@ -314,6 +335,11 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     model, interface = to_device(training.model, execution.device), training.interface
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(learning, settings)
+    for group in optimizer.param_groups:
+        group["lr_ratio"] = float(group["lr"]) / settings.lr if settings.lr else 0.0
+    if settings.lr and all(group["lr_ratio"] != 1 for group in optimizer.param_groups) and execution.rank == 0:
+        ratios = ", ".join(f"{group['lr_ratio']:g}" for group in optimizer.param_groups)
+        print(f"the optimizer's own learning rates are --lr times {ratios}, and stay so under every schedule")
     arrays = {
         name: value.to(execution.device) for name, value in vars(training.data).items() if isinstance(value, Tensor)
     }
@@ -360,7 +386,6 @@ def train(training: Training, state: State) -> State:
     becomes NaN or infinite.
     """
     began = time.perf_counter() - state.total_seconds
-    training.model.train()
     while state.epoch <= training.settings.epochs:
         try:
             for reached in train_epoch(training, state):
@@ -431,7 +456,7 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
     steps = torch.arange(count, device=device).split(settings.batch_size)  # each one's positions in that order
     chunk_steps = max(1, CHUNK_IMAGES[device.type] // settings.batch_size)
     for first in range(step, len(steps), chunk_steps):
-        torch.manual_seed(mixed_seed(seed, epoch, first, rank, 1))  # 0s at the end would change nothing
+        seed_generators(mixed_seed(seed, epoch, first, rank, 1))  # 0s at the end would change nothing
         chunk = steps[first : first + chunk_steps]
         shares = [positions.tensor_split(training.execution.world_size)[rank] for positions in chunk]
         share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
@@ -453,6 +478,13 @@ def mixed_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's own generators, from any of which a model may draw."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def train_chunk(
     training: Training, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]
 ) -> Tensor:
@@ -460,12 +492,13 @@ def train_chunk(
 
     What is minimised is the mean over the whole batch, whose size `sizes` has, at the learning rate in `rates`.
     """
+    set_mode(training, train=True)
     losses, parameters, world_size = [], list(training.model.parameters()), training.execution.world_size
     weights = {size: torch.full((), world_size / size, device=training.execution.device) for size in set(sizes)}
     smoothing = training.settings.label_smoothing
     for (images, labels), size, rate in zip(batches, sizes, rates, strict=True):
         for group in training.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_factor", 1)
+            group["lr"] = rate * group["lr_ratio"]
         loss = F.cross_entropy(training.network(images), labels, reduction="sum", label_smoothing=smoothing)
         for parameter in parameters:
             parameter.grad = None  # as optimizer.zero_grad() does, which takes ten times as long
@@ -475,9 +508,18 @@ def train_chunk(
     return torch.stack(losses)
 
 
+def set_mode(training: Training, train: bool) -> None:
+    """Put the model into that mode, and an optimizer that has modes, as those of the package schedulefree."""
+    training.model.train(train)
+    switch = getattr(training.optimizer, "train" if train else "eval", None)
+    if switch:
+        switch()
+
+
 def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str, float]:
     """What the ended epoch, whose steps had these losses, adds to the history."""
     data, some = training.data, evaluated_images(training.data)
+    seed_generators(mixed_seed(training.settings.seed, state.epoch, training.execution.rank, 2))
     share_buffers(training.model)  # rank 0's are saved
     _, train_accuracy = evaluate(training, data.train_images[some], data.train_labels[some])
     test_loss, test_accuracy = evaluate(training, data.test_images, data.test_labels)
@@ -493,12 +535,12 @@ def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str
 
 
 def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes.
+    """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes; the mode stays.
 
     Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, logits are means of both sides.
     """
     execution, network, sums = training.execution, InPrecision(training.model, training.execution.precision), []
-    training.model.eval()
+    set_mode(training, train=False)
     with torch.no_grad():
         for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
             check_signals(training)
@@ -508,7 +550,6 @@ def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool 
             loss = F.cross_entropy(logits, labels[share], reduction="sum")
             sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
         loss, correct = all_reduce(torch.stack(sums)).double().sum(0).tolist()
-    training.model.train()
     return loss / len(labels), 100 * correct / len(labels)
 
 
@@ -620,7 +661,8 @@ def write_results(training: Training, record: dict, best_model: dict[str, Tensor
     """
     folder = training.folder
     if code_of_results(folder) not in (None, training.code):
-        move_results(folder)
+        kept = move_earlier(folder, *RESULTS)
+        print(f"the results that were in {folder} are of other code: they are now in {kept}")
     write_torch(folder / "best_model.pth", best_model)
     write_torch(folder / "model.pth", weights_on_cpu(training.model))
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())
@@ -639,35 +681,41 @@ def write_results(training: Training, record: dict, best_model: dict[str, Tensor
 def main(stated: Settings, description: str | None) -> None:
     """Run an experiment script: its stated settings, with the command line's changes. Nothing, while it is imported.
 
-    Exit codes: 0; 1 for what went wrong; 2 for wrong arguments; 129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
+    Exit codes: 0; 1 for what went wrong; 2 for wrong arguments. After SIGHUP, Ctrl-C or SIGTERM it ends by that signal.
     """
     if is_being_imported():
         return
     make_output_last()
-    every = parse_arguments(stated, description)
     try:
+        every = parse_arguments(stated, description)
         records = [run(settings, stated) for settings in every]
         if len(records) > 1 and os.environ.get("RANK", "0") == "0":
             print(f"\n{describe_seeds(records)}{standing(records[0])}")
     except WrongOption as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{Path(sys.argv[0]).name}: error: {error}", 2)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(f"error: {error}")
     except Interrupted as interruption:
         command = shlex.join(["python", *(word for word in sys.argv if word != "--resume"), "--resume"])
         if dist.is_torchelastic_launched():
             command = "start torchrun again in the same way, with --resume at the end"
         if os.environ.get("RANK", "0") == "0":
             print(f"stopped by signal {interruption.args[0]} and saved; to continue: {command}", file=sys.stderr)
-        sys.exit(128 + interruption.args[0])
+        end_by_signal(interruption.args[0])
     except KeyboardInterrupt:
-        sys.exit(130)
+        end_by_signal(signal.SIGINT)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
             sizes = [name for name, value in options_of(every[0]).items() if type(value) is int]
             flags = " or ".join(f"--{name.replace('_', '-')}" for name in ["batch_size", *sizes])
-            sys.exit(f"error: there is not enough memory: try a smaller {flags}")
+            fail(f"error: there is not enough memory: try a smaller {flags}")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
-            sys.exit("error: the connection to another process is lost; its own message says why")
+            fail("error: the connection to another process is lost; its own message says why")
         raise
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Exit; of torchrun's processes that have the same message, one shows it."""
+    if first_to_say(message):
+        print(message, file=sys.stderr)
+    sys.exit(code)

@@ -75,7 +75,7 @@ class FastNet(nn.Module):
         """SGD with a learning rate of BatchNorm's biases of their own, and a slow average of the weights."""
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         biases = [trained.pop(name) for name in list(trained) if "bn" in name]
-        fast = {"params": biases, "lr_factor": 64, "weight_decay": settings.weight_decay / 64}
+        fast = {"params": biases, "lr": 64 * settings.lr, "weight_decay": settings.weight_decay / 64}
         slow = {"params": list(trained.values()), "steps": 0, "rate_before": 0.0}
         optimizer = sgd([slow, fast], settings)
         optimizer.register_step_post_hook(lambda *_: lookahead(optimizer, settings.lr or 1))  # at 0 nothing moves

@@ -385,7 +385,7 @@ def test_a_run_in_progress_beside_a_finished_one(start, compare, tmp_path: Path)
     assert (code, err) == (0, "")
     assert re.search(r"^LeNet, 100000 epochs +\d+ of 100000 ", out, re.MULTILINE), out
     os.kill(script.process.pid, signal.SIGTERM)
-    assert script.finish().code == 143, script.text("err")
+    assert script.finish().code == -signal.SIGTERM, script.text("err")
 
 
 def checkpoint(**changes: object) -> dict:

@@ -80,15 +80,17 @@ def test_a_foreign_result_is_one_line(run, finished: Path, text: str) -> None:
 def test_its_checkpoint_is_set_aside_and_can_still_be_continued(run, reference, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number in (1, 2):
-        assert run(*SCRIPT, "--output", out, moment=at("step", 7, signal.SIGTERM)).code == 143
+        assert run(*SCRIPT, "--output", out, moment=at("step", 7, signal.SIGTERM)).code == -signal.SIGTERM
         before = (out / "checkpoint.pth").read_bytes()
         done = run(*SCRIPT, "--lr", 0.1, "--output", out)
-        assert done.code == 0 and f"checkpoint-{number}.pth" in done.out, done.err
-        assert (out / f"checkpoint-{number}.pth").read_bytes() == before
-    (out / "checkpoint-1.pth").rename(out / "checkpoint.pth")
+        assert done.code == 0 and f"earlier-{number}" in done.out, done.err
+        assert (out / f"earlier-{number}" / "checkpoint.pth").read_bytes() == before
+    (out / "earlier-1" / "checkpoint.pth").rename(out / "checkpoint.pth")
     assert run(*SCRIPT, "--output", out, "--resume").code == 0
     assert same_losses(out, reference(*SCRIPT))
-    ignored = subprocess.run(["git", "check-ignore", "modelset/reference/checkpoint-12.pth"], cwd=common.HERE)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "modelset/reference/Fast/earlier-12/checkpoint.pth"], cwd=common.HERE
+    )
     assert ignored.returncode == 0
 
 
@@ -172,7 +174,7 @@ def resaved(folder: Path, **changes: object) -> None:
 def interrupted(run, tmp_path: Path) -> Path:
     """In the second of three epochs, with 5 + 2 steps of 20 images."""
     arguments = (*SCRIPT[:2], 3, *SCRIPT[3:], "--output", tmp_path / "out")
-    assert run(*arguments, moment=at("step", 5 + 5, signal.SIGTERM)).code == 143
+    assert run(*arguments, moment=at("step", 5 + 5, signal.SIGTERM)).code == -signal.SIGTERM
     return tmp_path / "out"
 
 
@@ -256,9 +258,9 @@ def killed(count: int) -> At:
 
 def test_a_launchs_restarts_continue_what_it_began_and_nothing_else(together, run, reference, tmp_path: Path) -> None:
     out, store = tmp_path / "out", dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    assert run(*SCRIPT, "--lr", 1, "--output", out, moment=at("step", 7, signal.SIGTERM)).code == 143
+    assert run(*SCRIPT, "--lr", 1, "--output", out, moment=at("step", 7, signal.SIGTERM)).code == -signal.SIGTERM
     done = together(2, *SCRIPT, "--output", out, store=store, moment=killed(3))  # before its first checkpoint
-    assert done.code == -signal.SIGKILL and "checkpoint-1.pth" in done.out
+    assert done.code == -signal.SIGKILL and "earlier-1" in done.out
     done = together(2, *SCRIPT, "--output", out, store=store, moment=killed(7))
     assert done.code == -signal.SIGKILL and "resuming" not in done.out and (out / "checkpoint.pth").is_file()
     done = together(2, *SCRIPT, "--output", out, store=store)

@@ -143,7 +143,7 @@ def test_an_unfinished_checkpoint_says_itself_what_it_is(start, inspect, tmp_pat
     running = start("fast_model", "--width", 4, "--epochs", 1000, "--output", tmp_path / "run")
     wait_for(tmp_path / "run" / "checkpoint.pth")
     os.kill(running.process.pid, 15)
-    assert running.finish().code == 143
+    assert running.finish().code == -15
     path = tmp_path / "run"
     if what == "a file alone":
         path = tmp_path / "alone" / "mine.pth"

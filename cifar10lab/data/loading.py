@@ -137,9 +137,8 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     with contextlib.ExitStack() as stack:
         writable = True
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(data_dir, wait=True))
-        except OSError:  # a read-only folder is used as it is
+        except UserError:  # a read-only folder is used as it is
             writable = False
         try:
             if not data_dir.exists() or {path.name for path in in_order(data_dir)} <= {CACHE}:

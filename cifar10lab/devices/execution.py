@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import platform
+import random
 import re
 import signal
 import threading
@@ -18,12 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cifar10lab.devices.batch_norm import BatchNorm2d
-from cifar10lab.devices.processes import join_processes
+from cifar10lab.devices.processes import join_processes, leave_processes, started_again
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 
@@ -37,7 +39,8 @@ class Execution:
     parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
     rank: int = 0
     world_size: int = 1  # processes
-    store: dist.Store | None = None  # of torchrun, which outlives those that it starts again
+    store: dist.Store | None = None  # of torchrun, which mostly outlives those that it starts again
+    again: bool = False  # whether torchrun has started any of the processes again
 
 
 def device_name(text: str) -> str:
@@ -51,20 +54,22 @@ def device_name(text: str) -> str:
 
 
 def start_execution(device: str, precision: str, gains_from_bf16: bool, data_parallel: bool) -> Execution:
-    """Choose device and precision and, under `torchrun`, join the other processes; UserError if there are too few GPUs.
+    """Choose device and precision, and join the other processes of `torchrun` or of the caller's group, if any.
 
     `device` and `precision` as `Settings` has them, "auto" or a name; `gains_from_bf16` as the model says.
+    UserError if there are too few GPUs.
     """
-    name = device
+    name, alone = device, not (dist.is_initialized() or dist.is_torchelastic_launched())
     if name == "auto":
-        mps = torch.backends.mps.is_available() and not dist.is_torchelastic_launched()  # processes can't share it
+        mps = torch.backends.mps.is_available() and alone  # processes can't share it
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     precision = choose_precision(precision, name, gains_from_bf16)
-    if not dist.is_torchelastic_launched():
+    if alone:
         several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
-    name, *others = join_processes(name)
-    return Execution(torch.device(name), precision, "DistributedDataParallel", *others)
+    name, store = join_processes(name)
+    number = dist.get_rank(), dist.get_world_size()
+    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, store, started_again())
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
@@ -174,18 +179,36 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     return wrap(network, find_unused_parameters=not static_graph, **exchanged)
 
 
+RUNNING = threading.RLock()  # held by the thread that trains
+
+
+@contextlib.contextmanager
+def own_process_state() -> Iterator[None]:
+    """Gradients, float32, random generators and a process group for a run; the caller's are back after it.
+
+    Most of them belong to the process, so that a run in another thread waits.
+    """
+    with RUNNING, torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        callers_group = dist.is_initialized()
+        yield
+        leave_processes(destroy=not callers_group)
+
+
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
     """Collect in `signals` the numbers of those that ask to stop, and `device_settings`; undone at the end."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        numbers.append(signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():  # the only one that signals reach
-        numbers = []
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if in_main_thread else ()
     with device_settings(device), contextlib.ExitStack() as stack:
-        for number in numbers:
-            handler = signal.signal(number, lambda number, frame: signals.append(number))
-            stack.callback(signal.signal, number, handler)
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
+                handler = signal.signal(number, lambda number, frame: signals.append(number))
+                stack.callback(signal.signal, number, handler)
         yield
 
 

@@ -1,12 +1,13 @@
-"""The processes that torchrun started: how they meet, and what they exchange.
+"""The processes that train together: how torchrun's meet, and what they exchange; or those of the caller's group.
 
-A process that was started without torchrun is alone, and nothing here has an effect.
+A process that was started alone is alone, and nothing here has an effect.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import time
 import uuid
 from datetime import timedelta
@@ -19,19 +20,27 @@ from torch import Tensor, nn
 from cifar10lab.terminal.errors import UserError
 
 
-def join_processes(device: str) -> tuple[str, int, int, dist.Store]:
-    """Meet the other processes; this one's device, its rank, their number, and torchrun's store.
+def join_processes(device: str) -> tuple[str, dist.Store | None]:
+    """Meet torchrun's other processes, if the caller hasn't made a group; this one's device, and torchrun's store.
 
     `device` is "cpu" or "cuda", or something else for a UserError, as is having fewer GPUs than processes.
     """
     if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device} can't be shared by torchrun's processes: use --device cpu or cuda")
+        raise UserError(f"--device {device} can't be shared by several processes: use --device cpu or cuda")
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            raise UserError(f"there is no {device}: start at most {torch.cuda.device_count()} processes per machine")
+        number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+        device = f"cuda:{number}"
+        if number >= torch.cuda.device_count():
+            there = f"{platform.node()} has {torch.cuda.device_count()} GPUs"
+            raise UserError(f"there is no {device}: {there}, each for one process at most")
         torch.cuda.set_device(device)
+    if dist.is_initialized():
+        try:
+            all_reduce(torch.zeros(1))
+        except RuntimeError as error:  # NCCL alone can't
+            raise UserError(f"the process group must sum CPU tensors, too: make it with {backend!r}") from error
+        return device, None
     lasting, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
     store = unused_store(lasting, rank, world_size)
@@ -42,7 +51,23 @@ def join_processes(device: str) -> tuple[str, int, int, dist.Store]:
         with contextlib.suppress(OSError):  # a container may forbid it, which costs that time only
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
-    return device, rank, world_size, getattr(lasting, "underlying_store", lasting)  # some versions count restarts in it
+    return device, getattr(lasting, "underlying_store", lasting)  # some versions count restarts in it
+
+
+def started_again() -> bool:
+    """Whether torchrun has started any of the processes again: each machine counts only those after its own errors."""
+    return bool(all_reduce(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))))
+
+
+def first_to_say(error: str) -> bool:
+    """Whether no other process of this start of torchrun has said the same before, as far as its store can tell."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))
+        return store.add(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {error}", 1) == 1
+    except RuntimeError:  # its machine is lost
+        return True
 
 
 def launch_note(store: dist.Store | None, folder: Path) -> str:
@@ -80,11 +105,12 @@ def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
-def leave_processes() -> None:
+def leave_processes(destroy: bool = True) -> None:
     """Wait until rank 0 has written the results: a process that leaves early may crash at its exit."""
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+        if destroy:
+            dist.destroy_process_group()
 
 
 def from_rank_0(value: object) -> object:

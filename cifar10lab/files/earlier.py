@@ -11,28 +11,22 @@ from cifar10lab.terminal.errors import UserError
 RESULTS = ("best_model.pth", "model.pth", "loss.json", "loss.png")
 
 
-def unused_name(path: Path) -> Path:
-    """checkpoint.pth -> checkpoint-1.pth, or with the first number that isn't taken."""
-    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
-    return next(name for name in numbered if not name.exists())
+def move_earlier(folder: Path, *names: str) -> Path:
+    """Move those of the files that are there into a new folder in `folder`, earlier-1 for instance; which one.
 
-
-def moved(path: Path, to: Path) -> None:
-    """Rename a file; UserError if that can't be done."""
+    UserError if that can't be done.
+    """
+    to = next(new for number in itertools.count(1) if not (new := folder / f"earlier-{number}").exists())
     try:
-        to.parent.mkdir(exist_ok=True)
-        path.rename(to)
+        to.mkdir()
+        for path in (folder / name for name in names):
+            if path.is_file():
+                path.rename(to / path.name)
     except OSError as error:
-        raise UserError(f"{path} can't be moved to {to}: {error.strerror}") from error
-
-
-def set_aside(checkpoint: Path) -> None:
-    """Give an interrupted run's checkpoint another name, so that a new run doesn't overwrite it."""
-    kept = unused_name(checkpoint)
-    moved(checkpoint, kept)
-    print(
-        f"{checkpoint} is of an interrupted run, which --resume would continue. Starting afresh; it is now {kept.name}."
-    )
+        raise UserError(
+            f"{folder} can't be tidied up: {error.filename} can't be moved to {to}: {error.strerror}"
+        ) from error
+    return to
 
 
 def code_of_results(folder: Path) -> object:
@@ -44,12 +38,3 @@ def code_of_results(folder: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8")).get("code", {})
     except (OSError, ValueError, AttributeError):  # something else, which isn't to be lost either
         return {}
-
-
-def move_results(folder: Path) -> None:
-    """Move a finished run's files into a folder of their own in `folder`, `earlier-1` for instance."""
-    to = unused_name(folder / "earlier")
-    for path in (folder / name for name in RESULTS):
-        if path.is_file():
-            moved(path, to / path.name)
-    print(f"the results that were in {folder} are of other code: they are now in {to}")

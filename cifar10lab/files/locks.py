@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -20,68 +20,51 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # wher
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of `folder`, and remove what dead ones left half written.
+    """Make `folder`, keep other processes out of it, and remove what dead ones left half written.
 
     The system lets go of a dead process's lock. Where the file system has no locks, as some of those of clusters,
-    nobody is kept out and nothing removed. Raises UserError if another process holds it and `wait` is false,
-    OSError if the folder can't be written.
+    nobody is kept out and nothing removed. UserError if the folder can't be written, or if another process holds it
+    and `wait` is false.
     """
     holder = folder / ".lock-holder"
-    try:
-        release = lock_file(folder / ".lock", wait=False)
-    except (BlockingIOError, filelock.Timeout):
-        process = f"process {holder.read_text()}" if holder.is_file() else "another process"
-        if not wait:
-            raise UserError(f"{folder} is in use by {process}: wait for it, or choose another --output") from None
-        print(f"waiting for {process}, which is preparing {folder}", file=sys.stderr)
-        release = lock_file(folder / ".lock", wait=True)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        print(f"{folder} can't be locked ({error.strerror}): don't start a second run that uses it", file=sys.stderr)
-        release = None
-    if release is None:
-        yield
-        return
-    try:
-        for leftover in folder.glob(TEMPORARY.format("*")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        holder.write_text(str(os.getpid()))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        release()
-
-
-@contextlib.contextmanager
-def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Make a run's folder and keep others out of it; UserError if that can't be done."""
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder))
+            try:
+                stack.enter_context(locked_file(folder / ".lock", wait=False))
+            except (BlockingIOError, filelock.Timeout):
+                process = f"process {holder.read_text()}" if holder.is_file() else "another process"
+                if not wait:
+                    raise UserError(
+                        f"{folder} is in use by {process}: wait for it, or choose another --output"
+                    ) from None
+                print(f"waiting for {process}, which is preparing {folder}", file=sys.stderr)
+                stack.enter_context(locked_file(folder / ".lock", wait=True))
+            for leftover in folder.glob(TEMPORARY.format("*")):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            holder.write_text(str(os.getpid()))
+            stack.callback(holder.unlink, missing_ok=True)
         except OSError as error:
-            raise UserError(f"{folder} can't be written: {error.strerror}") from error
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"{folder} can't be written: {error.strerror}") from error
+            print(
+                f"{folder} can't be locked ({error.strerror}): don't start a second run that uses it", file=sys.stderr
+            )
         yield
 
 
-def lock_file(path: Path, wait: bool) -> Callable[[], None]:
-    """Lock a file for this process; what lets go of it.
+@contextlib.contextmanager
+def locked_file(path: Path, wait: bool) -> Iterator[None]:
+    """Lock a file for this process; BlockingIOError or filelock.Timeout if another holds it, OSError for all else.
 
-    Raises BlockingIOError or filelock.Timeout if another process holds it, other OSErrors for all else. filelock is
-    for Windows: elsewhere it would, where the file system has no locks, go by whether the file exists, and it always
-    does after the first run.
+    filelock is for Windows: elsewhere it may go by whether the file exists, which it always does after the first run.
     """
     if os.name == "nt":
-        lock = filelock.FileLock(path)
-        lock.acquire(blocking=wait)
-        return lock.release
+        with filelock.FileLock(path, blocking=wait):
+            yield
+        return
     import fcntl
 
-    file = path.open("a")
-    try:
+    with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        file.close()
-        raise
-    return file.close
+        yield

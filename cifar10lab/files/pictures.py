@@ -17,8 +17,9 @@ from cifar10lab.terminal.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FONT = "DejaVu Sans"  # comes with matplotlib, and is its default
-BOXES = "Last Resort"  # begins the name of the font that has every sign, as a box
+# Matplotlib's own and, for signs that it lacks, those that come with systems or are free: the first that has a sign.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Malgun Gothic", "Yu Gothic",
+         "PingFang SC", "Hiragino Sans", "WenQuanYi Zen Hei", "Nirmala UI", "Arial Unicode MS")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -29,8 +30,11 @@ def default_style() -> Iterator[None]:
     """
     import_matplotlib()
     import matplotlib.style
+    from matplotlib.font_manager import fontManager
 
-    with matplotlib.style.context(["default", {"text.parse_math": False}]):
+    there = {font.name for font in fontManager.ttflist}
+    fonts = [name for name in FONTS if name in there]
+    with matplotlib.style.context(["default", {"text.parse_math": False, "font.family": fonts}]):
         yield
 
 
@@ -48,39 +52,13 @@ def import_matplotlib() -> None:
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-    """The figure as a PNG file, in `default_style`."""
-    find_fonts(figure)
+    """The figure as a PNG file, in `default_style`. What matplotlib warns of, as of signs in no font, is one line."""
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # `find_fonts` has said it, once
+    with warnings.catch_warnings(record=True) as caught:
         figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
+    if caught:
+        print("warning:", " ".join({str(warning.message): None for warning in caught}), file=sys.stderr)
     return content.getvalue()
-
-
-def find_fonts(figure: Figure) -> None:
-    """Give texts whose signs matplotlib's font lacks the fonts of this machine that have them; warn of the others."""
-    from matplotlib.font_manager import fontManager, get_font
-    from matplotlib.text import Text
-
-    texts = figure.findobj(Text)
-    missing = {sign for text in texts for sign in text.get_text() if sign.isprintable()}
-    families = []
-    for font in sorted(fontManager.ttflist, key=lambda font: font.name != FONT):
-        if not missing:
-            break
-        try:
-            has = {sign for sign in missing if ord(sign) in get_font(font.fname).get_charmap()}
-        except (OSError, RuntimeError):  # a font that is damaged, or gone
-            continue
-        if has and not font.name.startswith(BOXES):
-            families.append(font.name)
-            missing -= has
-    if missing:
-        listed = " ".join(sorted(missing))
-        print(f"warning: no font of this machine has {listed} (boxes in the picture instead)", file=sys.stderr)
-    if set(families) - {FONT}:
-        for text in texts:
-            text.set_fontfamily([FONT, *families])
 
 
 def write_picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:

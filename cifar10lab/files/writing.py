@@ -23,15 +23,22 @@ def expanded(path: str | Path) -> Path:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open."""
-    temporary = path.parent / TEMPORARY.format(path.name)
+    """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open.
+
+    A pipe or a device is written to, and a link stays one.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / TEMPORARY.format(target.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        replace(temporary, path)
+        replace(temporary, target)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from error
     finally:

@@ -25,8 +25,8 @@ class Interface:
     # Whether its forward does the same with all parameters, whatever the images' values are: it is recorded once, as a
     # CUDA graph, and several processes look for no parameters that are without a gradient.
     static_graph: bool = False
-    # `optimizer(settings)` makes its own, whose groups may have a factor on the schedule's learning rate, `lr_factor`;
-    # without it, common.py's `sgd` is used.
+    # `optimizer(settings)` makes its own; each of its groups keeps the ratio of its rate to `settings.lr` under every
+    # schedule: {"params": body, "lr": settings.lr / 10}, say. Without it, common.py's `sgd` is used.
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
     # Called once before training with all training images, uint8 (N, 3, 32, 32), in order of their classes if they are
     # from a folder.

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from torch import nn
 
@@ -184,12 +185,19 @@ def check(name: str, value: object) -> object:
         raise WrongOption(f"--{name.replace('_', '-')} can't be {str(value)!r}: {error}") from error
 
 
+class ScriptsParser(ArgumentParser):
+    """A script's arguments. Several processes may have the same ones, and an error in them is said once."""
+
+    def error(self, message: str) -> NoReturn:
+        raise WrongOption(message)
+
+
 def parse_arguments(stated: Settings, description: str | None) -> list[Settings]:
     """The stated settings with the command line's changes, one for each seed; they are still to be `checked`.
 
-    Arguments that can't be read exit with code 2.
+    WrongOption for arguments that can't be read.
     """
-    parser, options = ArgumentParser(description=description, formatter_class=HelpFormatter), options_of(stated)
+    parser, options = ScriptsParser(description=description, formatter_class=HelpFormatter), options_of(stated)
     either = parser.add_mutually_exclusive_group()
     for name, field in FIELDS.items():
         if field.metadata:
@@ -202,8 +210,10 @@ def parse_arguments(stated: Settings, description: str | None) -> list[Settings]
         kind = kinds.get(name, type(value))
         if kind in (bool, int, float, str):
             add_flag(own, name, finite_number if kind is float else kind, {"help": "of the model"})
+    parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
     parser.set_defaults(**vars(stated) | options)
     values = vars(parser.parse_args())
+    del values["local_rank"]
     seeds = values.pop("seeds", None)
     settings = Settings(**values | {"options": {name: values.pop(name) for name in options}})
     if seeds is None:

@@ -1,12 +1,14 @@
-"""Standard output and error that never end a run, whatever becomes of the terminal, pipe or file behind them, and
-the progress that is shown there.
+"""Standard output and error that never end a run, whatever becomes of the terminal, pipe or file behind them; the
+progress that is shown there; and the end by a signal.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -50,6 +52,16 @@ def make_output_last() -> None:
             # A log file shows each line when it is written; a character that it can't show is no reason to stop.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
             setattr(sys, name, LastingStream(stream))
+
+
+def end_by_signal(number: int) -> NoReturn:
+    """End by that signal: after an exit code, a shell's loop would go on. A notebook, whose process stays, exits."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not hasattr(sys, "ps1"):
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    sys.exit(128 + number)
 
 
 def progress_bar(title: str, images: int, done: int, hidden: bool) -> tqdm:
