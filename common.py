@@ -187,7 +187,8 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
     model = build_model(settings)
     interface = interface_of(model)
     execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
-    if from_rank_0(config_of(settings)) != config_of(settings):
+    same = torch.tensor(int(from_rank_0(config_of(settings)) == config_of(settings)))
+    if all_reduce(same) < execution.world_size:
         raise UserError("the processes of a group train one model together: all must be given the same settings")
     data, warning = from_rank_0(data_of(settings, execution) if execution.rank == 0 else None)
     data = hold_out(data, settings.validation_images)

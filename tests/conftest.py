@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -258,15 +259,24 @@ def together(start):
     """Runs a script in so many processes that meet as torchrun's do, without its start of several seconds.
 
     All their output and errors, and the first exit code that is not 0. With the `store` of processes before them, they
-    are those that torchrun starts again.
+    are those that torchrun starts again; with `restarts`, so are those without.
     """
 
     def together(
-        number: int, script: str | Path, *arguments: object, store: dist.TCPStore | None = None, **options: object
+        number: int,
+        script: str | Path,
+        *arguments: object,
+        store: dist.TCPStore | None = None,
+        restarts: int = 0,
+        **options: object,
     ) -> Finished:
         store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         env = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-        env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_USE_AGENT_STORE": True}
+        env |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": restarts,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+        }
         ranks = [{**env, "RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
         texts = [{name: str(value) for name, value in rank.items()} for rank in ranks]
         scripts = [start(script, *arguments, "--device", "cpu", env=text, **options) for text in texts]
@@ -275,6 +285,38 @@ def together(start):
         return Finished(code, "".join(done.out for done in finished), "".join(done.err for done in finished))
 
     return together
+
+
+def in_processes(number: int, folder: Path, work: Callable, *arguments: object) -> list:
+    """What `work(rank, number, *arguments)` returns in each of so many processes that have made a group."""
+    members = [
+        FORKSERVER.Process(target=_member, args=(rank, number, folder, work, arguments)) for rank in range(number)
+    ]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(100)
+    assert [process.exitcode for process in members] == [0] * number
+    return [torch.load(folder / f"{rank}.pt") for rank in range(number)]
+
+
+def _member(rank: int, number: int, folder: Path, work: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number)
+    torch.save(work(rank, number, *arguments), folder / f"{rank}.pt")
+    leave_processes()
+
+
+ALONE = Execution(torch.device("cpu"), "fp32", "none")
+
+
+def prepared(
+    stated: common.Settings, data: loading.Data, folder: Path = Path(), execution: Execution = ALONE, **changes: object
+) -> common.Training:
+    """A run that is ready to be trained in this process."""
+    settings = dataclasses.replace(stated, **changes)
+    training = common.Training(settings, execution, data, common.build_model(settings), folder)
+    return common.ready_to_train(training)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Locks: of other processes, and on file systems that have none, as clusters' Lustre, FUSE and NFS mounts may."""
+"""Files that are pipes or links; and locks: of other processes, and where there are none, as on Lustre or NFS."""
 
 import errno
 import fcntl
@@ -11,6 +11,7 @@ from conftest import FORKSERVER, ROOT, Finished, _child, environment, read_run
 
 from cifar10lab.data.loading import load_cifar10
 from cifar10lab.files.locks import locked
+from cifar10lab.files.writing import write_file
 from cifar10lab.terminal.errors import UserError
 
 
@@ -57,8 +58,27 @@ def test_without_locks_the_data_is_read_and_kept(
 
 def test_any_other_refusal_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, errno.EIO)
-    with pytest.raises(OSError, match="Input/output"), locked(tmp_path):
+    with pytest.raises(UserError, match="Input/output"), locked(tmp_path):
         pass
+
+
+def test_a_pipe_gets_what_is_written_to_it_and_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_file(tmp_path / "pipe", b"1,2\n")
+    reader.join(20)
+    assert read == [b"1,2\n"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "file")
+    for content in (b"old", b"new"):
+        write_file(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "file").read_bytes() == content
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "file", "link"]
 
 
 def test_a_lock_keeps_others_out_until_it_is_let_go(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

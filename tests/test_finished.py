@@ -12,15 +12,13 @@ import common
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import At, at, read_run, same_losses, same_weights, small_data, without_times
+from conftest import At, at, prepared, read_run, same_losses, same_weights, small_data, without_times
 
 from cifar10lab.comparison.runs import read_runs
-from cifar10lab.devices.execution import Execution
 from cifar10lab.files.writing import FileInUse
 from original_version_model import SETTINGS as LENET
 
 SCRIPT = ("original_version_model", "--epochs", 2, "--batch-size", 20)  # 5 steps an epoch
-ALONE = Execution(torch.device("cpu"), "fp32", "none")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,13 +28,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def finished(reference, tmp_path: Path) -> Path:
     return shutil.copytree(reference(*SCRIPT), tmp_path / "finished")
-
-
-def prepared(folder: Path, data: common.Data | None = None, **changes: object) -> common.Training:
-    settings = dataclasses.replace(LENET, **{"epochs": 2, "batch_size": 10} | changes)
-    return common.ready_to_train(
-        common.Training(settings, ALONE, data or small_data(), common.build_model(settings), folder)
-    )
 
 
 # --- Runs that have finished
@@ -105,7 +96,7 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(run, reference, tmp_path: P
     assert not (tmp_path / "checkpoint.pth").exists()
 
 
-def refuse(folder: Path) -> None:
+def refuse() -> None:
     """What Windows does while another program has the checkpoint open."""
 
     def replace_file(source: Path, target: Path) -> None:
@@ -122,20 +113,12 @@ def refuse(folder: Path) -> None:
 
 
 def test_an_open_checkpoint_ends_no_run(run, reference, tmp_path: Path) -> None:
-    done = run(*SCRIPT, "--output", tmp_path, moment=At("written", 1, Refuse(tmp_path)))
+    done = run(*SCRIPT, "--output", tmp_path, moment=At("written", 1, refuse))
     assert done.code == 0, done.err
     assert "can't be replaced" in done.err and "can't be removed" in done.err and "Traceback" not in done.err
     assert same_losses(tmp_path, reference(*SCRIPT))
     again = run(*SCRIPT, "--output", tmp_path, "--resume")
     assert again.code == 0 and same_losses(tmp_path, reference(*SCRIPT)), again.err
-
-
-class Refuse:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self) -> None:
-        refuse(self.folder)
 
 
 # --- Losses
@@ -157,7 +140,7 @@ def test_an_infinite_validation_loss_stops_at_its_epoch(tmp_path: Path) -> None:
     white = torch.full((10, 3, 32, 32), 255, dtype=torch.uint8)
     data = dataclasses.replace(small_data(), validation_images=white, validation_labels=torch.arange(10))
     with pytest.raises(common.UserError, match="no finite number any more at epoch 1, step 4"):
-        common.train(prepared(tmp_path, data, model=InfiniteInWhite), common.State())
+        common.train(prepared(LENET, data, tmp_path, model=InfiniteInWhite, batch_size=10), common.State())
 
 
 # --- Precision, parts and threads
@@ -241,7 +224,7 @@ def test_training_accuracy_says_on_how_many_images_it_is(run, tmp_path: Path) ->
 
 
 def test_dropouts_masks_have_a_stream_of_their_own(tmp_path: Path) -> None:
-    run = prepared(tmp_path, model=common.LeNet, options={"dropout": 0.5}, seed=3)
+    run = prepared(LENET, small_data(), tmp_path, options={"dropout": 0.5}, seed=3)
     for epoch in (1, 2):
         next(common.epoch_chunks(run, epoch, 0))
         drawn = torch.rand(40)
@@ -271,6 +254,16 @@ def test_a_launchs_restarts_continue_what_it_began_and_nothing_else(together, ru
     assert done.code == 0 and "has finished" in done.out, done.err
     done = together(2, *SCRIPT, "--output", out)  # another launch
     assert done.code == 0 and "epoch   1/2" in done.out, done.err
+
+
+def test_a_restart_continues_without_a_store_that_lasts(together, tmp_path: Path) -> None:
+    """As with etcd, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or on another machine."""
+    out = ("--output", tmp_path / "out")
+    assert together(2, *SCRIPT, *out, moment=killed(3)).code == -signal.SIGKILL
+    done = together(2, *SCRIPT, *out, restarts=1, moment=killed(7))
+    assert f"there is no {tmp_path}/out/checkpoint.pth: starting at the beginning" in done.out
+    done = together(2, *SCRIPT, *out, restarts=2)
+    assert done.code == 0 and "resuming at epoch 2" in done.out, done.err
 
 
 def test_a_restart_trains_on_over_an_older_runs_results(together, finished: Path) -> None:

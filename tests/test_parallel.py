@@ -5,6 +5,7 @@ Most are forked and meet as torchrun's do; what torchrun itself does has tests o
 
 import dataclasses
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from conftest import (
     environment,
     in_processes,
     linux,
+    prepared,
     read_run,
     run_command,
     small_run,
@@ -31,7 +33,7 @@ from conftest import (
 from torch import nn
 
 from cifar10lab.devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
-from cifar10lab.devices.execution import Execution, tiny_steps
+from cifar10lab.devices.execution import Execution
 from cifar10lab.devices.processes import all_reduce
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
@@ -63,6 +65,7 @@ def test_losses_and_weights_are_the_single_processs(together, reference, tmp_pat
     done = together(processes, *SCRIPTS[model], "--output", tmp_path / "out")
     assert done.code == 0, done.err
     assert done.out.count("epoch   1/") == 1  # rank 0 alone prints
+    assert f"data, checkpoints and results are those of {platform.node()}, where rank 0 is: {tmp_path}/out" in done.out
     single = reference(*SCRIPTS[model], "--device", "cpu")
     check_it_is_the_single_process(tmp_path / "out", single, processes)
 
@@ -86,6 +89,55 @@ def test_the_error_of_rank_0_ends_every_process(together, tmp_path: Path) -> Non
     assert "the connection to another process is lost" in done.err and "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (("--lr", "x"), 2, "--lr"),
+        (("--nesterov", "--momentum", 0), 2, "--nesterov needs"),
+    ],
+)
+def test_an_error_of_all_processes_is_said_once(together, arguments: tuple, code: int, named: str) -> None:
+    done = together(3, "original_version_model", *arguments)
+    assert done.code == code and named in done.err and len(done.err.splitlines()) == 1, done.err
+
+
+def test_no_stand_in_that_nobody_asked_for(together, tmp_path: Path) -> None:
+    done = together(
+        2, "original_version_model", "--epochs", 1, "--output", tmp_path / "out", data_dir=tmp_path / "none"
+    )
+    assert done.code == 1 and f"error: on {platform.node()}, where rank 0 is: CIFAR-10 is not in" in done.err, done.err
+    words = ("--dataset", "synthetic", "--resolutions", "x")  # who asks for it gets as far as the next error
+    assert "--resolutions" in together(2, "original_version_model", *words, data_dir=tmp_path / "none").err
+
+
+# --- A group that the caller has made
+
+
+def run_in_group(rank: int, number: int, settings: common.Settings) -> tuple:
+    """Losses and accuracies, or the error; and whether the group is still there."""
+    settings = dataclasses.replace(settings, output=settings.output / str(rank), lr=settings.lr[rank])
+    try:
+        result = common.run(settings)["history"]
+    except common.UserError as error:
+        result = str(error)
+    return result, dist.is_initialized()
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.01), (0.01, 0.02)])
+def test_a_callers_group_trains_one_model_and_stays(reference, data_dir: Path, tmp_path: Path, rates: tuple) -> None:
+    changes = {"epochs": 2, "batch_size": 33, "data_dir": data_dir, "output": tmp_path, "device": "cpu", "lr": rates}
+    members = in_processes(2, tmp_path, run_in_group, dataclasses.replace(LENET, **changes))
+    assert [still_there for _, still_there in members] == [True, True]
+    if rates[0] != rates[1]:
+        assert all("must be given the same settings" in error for error, _ in members)
+        return
+    expected = read_run(reference(*SCRIPTS["LeNet"], "--device", "cpu"))["history"]
+    for history, _ in members:
+        assert history["test_accuracy"] == pytest.approx(expected["test_accuracy"])
+        assert history["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-4)
+    assert (tmp_path / "0" / "model.pth").is_file() and not (tmp_path / "1").exists()
+
+
 # --- torchrun itself
 
 
@@ -96,8 +148,9 @@ def torchrun(*arguments: object, options: tuple = ()) -> list[str]:
     return [str(word) for word in (*command, "--device", "cpu")]
 
 
-def test_torchrun_trains_the_single_processs_model(reference, data_dir: Path, tmp_path: Path) -> None:
-    done = run_command(*torchrun(*SCRIPTS["LeNet"], "--output", tmp_path), data_dir=data_dir)
+@pytest.mark.parametrize("launcher", [["torchrun"], ["python", "-m", "torch.distributed.launch"]], ids=" ".join)
+def test_torchrun_trains_the_single_processs_model(reference, data_dir: Path, tmp_path: Path, launcher: list) -> None:
+    done = run_command(*launcher, *torchrun(*SCRIPTS["LeNet"], "--output", tmp_path)[1:], data_dir=data_dir)
     assert done.code == 0, done.err
     assert done.out.count("epoch   1/") == 1
     check_it_is_the_single_process(tmp_path, reference(*SCRIPTS["LeNet"], "--device", "cpu"), 2)
@@ -260,21 +313,3 @@ def test_an_empty_share_is_float32_throughout() -> None:
     run.model.eval()
     assert [len(run.network(torch.zeros(count, 3, 32, 32))) for count in (0, 1)] == [0, 1]
     assert kinds == [torch.float32, torch.bfloat16]
-
-
-def test_a_replicas_thread_has_the_callers_grad_mode_and_flags() -> None:
-    run, seen = small_run(EARLY["LeNet"], Execution(torch.device("cpu"), "bf16", "none")), []
-    network = InThread(run.network)
-    run.model.register_forward_hook(
-        lambda *_: seen.append((torch.is_grad_enabled(), torch.get_num_threads(), torch.backends.mkldnn.enabled))
-    )
-    images, threads = torch.zeros(1, 3, 32, 32), torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with tiny_steps(4):
-            assert network(images).requires_grad
-        with torch.inference_mode():  # its own flag is per thread, and not handed on: no_grad is
-            assert not network(images).requires_grad
-    finally:
-        torch.set_num_threads(threads)
-    assert seen == [(True, 1, False), (False, 2, True)]

@@ -167,7 +167,7 @@ def test_classify(inspect, tmp_path: Path) -> None:
     names.append(photos / "transparent.png")
     code, out, err = inspect(weights, "--classify", *names, photos / "none.png", photos / "animated.gif")
     assert code == 1  # for two that could not be read
-    assert [line.split()[:2] for line in err.splitlines() if not line.startswith("warning: no font")] == [
+    assert [line.split()[:2] for line in err.splitlines() if not line.startswith("warning: Glyph")] == [
         ["error:", str(photos / name)] for name in ("notes.txt", "none.png")
     ]
     lines = {line[: line.index("  ")]: line for line in out.splitlines()[2:-1]}

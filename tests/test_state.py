@@ -1,13 +1,19 @@
-"""A run's state: returned and not changed in place, and the same on disk."""
+"""A run's state, returned and not changed in place, and the same on disk; and that of the process that it runs in."""
 
 import dataclasses
+import random
+import signal
+import threading
 from pathlib import Path
 
 import common
 
+import numpy as np
+import pytest
 import torch
-from conftest import in_processes
-from test_training import ALONE, small_data
+from conftest import in_processes, prepared, read_run, same_losses, same_weights, small_data, weights_of
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cifar10lab.devices.processes import all_reduce
 from original_version_model import SETTINGS as LENET
@@ -23,16 +29,13 @@ def test_an_all_reduce_leaves_what_it_sums(tmp_path: Path) -> None:
         assert values.tolist() == [1, rank] and result.tolist() == [2, 1]
 
 
-def prepared(folder: Path) -> common.Training:
-    settings = dataclasses.replace(LENET, epochs=2, batch_size=10)
-    return common.ready_to_train(
-        common.Training(settings, ALONE, small_data(300), common.build_model(settings), folder)
-    )
+def thirty_steps(folder: Path) -> common.Training:
+    return prepared(LENET, small_data(300), folder, epochs=2, batch_size=10)
 
 
 def test_an_epochs_states_follow_each_other_and_stay_as_they_were(tmp_path: Path) -> None:
     start = common.State()
-    states = list(common.train_epoch(prepared(tmp_path), start))
+    states = list(common.train_epoch(thirty_steps(tmp_path), start))
     assert start == common.State(losses=start.losses) and len(start.losses) == 0
     assert [state.step for state in states] == [25, 30, 30]  # chunks of 256 images, and the epoch's end
     assert [len(state.losses) for state in states] == [25, 30, 30]
@@ -41,11 +44,11 @@ def test_an_epochs_states_follow_each_other_and_stay_as_they_were(tmp_path: Path
 
 
 def test_what_is_saved_within_an_epoch_is_read_as_it_was(tmp_path: Path) -> None:
-    run = prepared(tmp_path)
+    run = thirty_steps(tmp_path)
     state = next(common.train_epoch(run, common.State()))
     state = dataclasses.replace(state, history=state.history | {"seconds": [1.5]}, best_model={"a": torch.ones(2)})
     common.save_state(run, state)
-    again = prepared(tmp_path)
+    again = thirty_steps(tmp_path)
     read = common.continue_from(again, common.read_checkpoint(tmp_path / "checkpoint.pth"))
     assert torch.equal(read.losses, state.losses) and torch.equal(read.best_model["a"], torch.ones(2))
     same = {"losses": state.losses, "best_model": state.best_model}
@@ -55,12 +58,160 @@ def test_what_is_saved_within_an_epoch_is_read_as_it_was(tmp_path: Path) -> None
 
 def test_a_signal_during_the_evaluation_costs_and_doubles_no_loss(tmp_path: Path) -> None:
     """Resumed from a state whose epoch has all its steps but no evaluation yet."""
-    this = prepared(tmp_path)
+    this = thirty_steps(tmp_path)
     *_, state = common.train_epoch(this, common.State())
     common.save_state(this, state)
-    again = prepared(tmp_path)
+    again = thirty_steps(tmp_path)
     resumed = common.train(again, common.continue_from(again, common.read_checkpoint(tmp_path / "checkpoint.pth")))
-    whole = common.train(prepared(tmp_path), common.State())
+    whole = common.train(thirty_steps(tmp_path), common.State())
     assert resumed.steps == whole.steps
     assert resumed.history["train_loss"] == whole.history["train_loss"]
     assert all(map(torch.equal, resumed.best_model.values(), whole.best_model.values()))
+
+
+# --- The process
+
+
+def settings_for(data_dir: Path, output: Path, stated: common.Settings = LENET, **changes: object) -> common.Settings:
+    return dataclasses.replace(
+        stated, **{"epochs": 2, "data_dir": data_dir, "output": output, "device": "cpu"} | changes
+    )
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_switched_off(reference, data_dir: Path, tmp_path: Path, switched_off) -> None:
+    with switched_off():
+        common.run(settings_for(data_dir, tmp_path))
+        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (switched_off != torch.no_grad)
+    assert same_losses(tmp_path, reference("original_version_model", "--epochs", 2))
+
+
+class DrawsFromAll(nn.Module):
+    """Whose weights at first, and whose logits, depend on Python's and NumPy's generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 10)
+        self.linear.bias.data += random.random() + np.random.rand()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.mean((2, 3))) * (random.random() + np.random.rand())
+
+
+def at_step(count: int, action):
+    """Does it once so many steps have been made in this process; what takes that back."""
+    steps = iter([None] * (count - 1) + [action])
+    return register_optimizer_step_post_hook(lambda *_: (next(steps, None) or (lambda: None))())
+
+
+def test_all_generators_are_seeded_and_the_callers_put_back(data_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(data_dir, tmp_path / "a", model=DrawsFromAll)
+    random.seed(1), np.random.seed(1)
+    common.run(settings)
+    assert (random.random(), np.random.rand()) == (random.Random(1).random(), np.random.RandomState(1).rand())
+    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))  # of 25 an epoch
+    try:
+        with pytest.raises(common.Interrupted):
+            common.run(dataclasses.replace(settings, output=tmp_path / "b"))
+    finally:
+        stop.remove()
+    common.run(dataclasses.replace(settings, output=tmp_path / "b", resume=True))
+    assert same_losses(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_in_another_thread_waits_for_the_first(data_dir: Path, tmp_path: Path) -> None:
+    settings = [
+        settings_for(data_dir, tmp_path / str(size), batch_size=size, options={"dropout": 0.5}, model=common.LeNet)
+        for size in (4, 20)
+    ]
+    for alone in settings:
+        common.run(dataclasses.replace(alone, output=alone.output / "alone"))
+    second = threading.Thread(target=common.run, args=settings[1:])
+    beside = at_step(1, lambda: (second.start(), second.join(1)))
+    try:
+        common.run(settings[0])
+    finally:
+        beside.remove()
+        second.join()
+    assert all(same_losses(one.output, one.output / "alone") for one in settings)
+    assert torch.backends.mkldnn.enabled
+
+
+# --- The optimizer
+
+
+class Modes(torch.optim.SGD):
+    """Halves the weights for evaluation: which ones are tested and saved can be seen to the last bit."""
+
+    def switch(self, mode: str, factor: float) -> None:
+        if self.param_groups[0].setdefault("mode", "train") != mode:
+            self.param_groups[0]["mode"] = mode
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data *= factor
+
+    def train(self) -> None:
+        self.switch("train", 2)
+
+    def eval(self) -> None:
+        self.switch("eval", 0.5)
+
+
+class InModes(common.LeNet):
+    def cifar10_interface(self) -> common.Interface:
+        optimizer = Modes(self.parameters(), lr=0.001, momentum=0.9, fused=True)
+        return dataclasses.replace(common.LeNet.cifar10_interface, optimizer=lambda settings: optimizer)
+
+
+def test_an_optimizer_with_modes_is_told_which_it_is(reference, data_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(data_dir, tmp_path / "a", model=InModes)
+    record = common.run(settings)
+    plain = reference("original_version_model", "--epochs", 2)
+    assert record["history"]["train_loss"] == read_run(plain)["history"]["train_loss"]
+    halved = {name: values / 2 for name, values in weights_of(plain / "model.pth").items()}
+    assert all(np.array_equal(halved[name], values) for name, values in weights_of(tmp_path / "a/model.pth").items())
+    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))
+    try:
+        with pytest.raises(common.Interrupted):
+            common.run(dataclasses.replace(settings, output=tmp_path / "b"))
+    finally:
+        stop.remove()
+    common.run(dataclasses.replace(settings, output=tmp_path / "b", resume=True))
+    assert same_losses(tmp_path / "a", tmp_path / "b")
+    for name in ("model.pth", "best_model.pth"):
+        assert same_weights(tmp_path / "a" / name, tmp_path / "b" / name)
+
+
+class TwoRates(nn.Module):
+    """A frozen body, and a head that learns ten times as fast as `--lr` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 5), nn.Linear(5, 10)
+
+    def cifar10_interface(self) -> common.Interface:
+        return common.Interface(optimizer=self.optimizer)
+
+    def optimizer(self, settings: common.Settings) -> torch.optim.Optimizer:
+        groups = [
+            {"params": self.body.parameters(), "lr": 0},
+            {"params": self.head.parameters(), "lr": 10 * settings.lr},
+        ]
+        return torch.optim.SGD(groups)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images.mean((2, 3))))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "one-cycle"])
+@pytest.mark.parametrize("rate", [0.25, 0])
+def test_groups_keep_their_ratio_to_the_rate(tmp_path: Path, capsys, schedule: str, rate: float) -> None:
+    changes = {"model": TwoRates, "lr": rate, "schedule": schedule, "epochs": 2, "batch_size": 10}
+    run = prepared(LENET, small_data(), tmp_path, **changes)
+    assert ("--lr times 0, 10" in capsys.readouterr().out) == (rate > 0)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for epoch in (1, 2):
+        for batches, sizes, rates in common.epoch_chunks(run, epoch, 0):
+            common.train_chunk(run, batches, sizes, rates)
+            assert [group["lr"] for group in run.optimizer.param_groups] == [0, 10 * rates[-1]]
+    same = [name for name, value in run.model.state_dict().items() if torch.equal(value, before[name])]
+    assert same == (["body.weight", "body.bias"] if rate else list(before))
