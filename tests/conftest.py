@@ -287,26 +287,6 @@ def together(start):
     return together
 
 
-def in_processes(number: int, folder: Path, work: Callable, *arguments: object) -> list:
-    """What `work(rank, number, *arguments)` returns in each of so many processes that have made a group."""
-    members = [
-        FORKSERVER.Process(target=_member, args=(rank, number, folder, work, arguments)) for rank in range(number)
-    ]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join(100)
-    assert [process.exitcode for process in members] == [0] * number
-    return [torch.load(folder / f"{rank}.pt") for rank in range(number)]
-
-
-def _member(rank: int, number: int, folder: Path, work: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number)
-    torch.save(work(rank, number, *arguments), folder / f"{rank}.pt")
-    leave_processes()
-
-
 ALONE = Execution(torch.device("cpu"), "fp32", "none")
 
 
@@ -426,8 +406,8 @@ def _member(rank: int, number: int, folder: Path, work, arguments: tuple) -> Non
 def small_run(settings: common.Settings, execution: Execution) -> common.Training:
     images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(128) % 10
-    data = common.Data(images, labels, images, labels, name="random", source="test")
-    return common.ready_to_train(common.Training(settings, execution, data, common.build_model(settings), Path()))
+    data = loading.Data(images, labels, images, labels, name="random", source="test")
+    return prepared(settings, data, execution=execution)
 
 
 @pytest.fixture

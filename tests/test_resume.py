@@ -51,16 +51,6 @@ def test_a_signal_saves_and_resuming_gives_the_uninterrupted_run(
     assert not (out / "checkpoint.pth").exists()
 
 
-def test_a_signal_from_another_process_saves(start, tmp_path: Path) -> None:
-    held = At("written", 1, functools.partial(wait_for, tmp_path / "sent"))
-    script = start(*DROPOUT, "--output", tmp_path / "out", moment=held)
-    wait_for(tmp_path / "out" / "checkpoint.pth")
-    os.kill(script.process.pid, signal.SIGTERM)
-    (tmp_path / "sent").touch()
-    done = script.finish()
-    assert done.code == -signal.SIGTERM and "epoch   2/4" not in done.out
-
-
 def test_a_signal_within_an_epoch_costs_none_of_its_steps(run, larger_data_dir: Path, tmp_path: Path) -> None:
     script = ("dropout_regularization", "--epochs", 1, "--batch-size", 2)  # 300 steps, in chunks of 128
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -144,13 +134,6 @@ def unfinished(run, tmp_path: Path) -> Path:
     out = tmp_path / "unfinished"
     assert run(*DROPOUT, "--output", out, moment=at("written", 1, signal.SIGKILL)).code == -signal.SIGKILL
     return out
-
-
-def test_an_unfinished_run_started_again_says_how_to_continue(run, unfinished: Path, tmp_path: Path) -> None:
-    done = run(*DROPOUT, "--output", unfinished)
-    assert done.code == 0
-    assert "--resume" in done.out and "afresh" in done.out and "earlier-1" in done.out
-    assert "epoch   1/4" in done.out
 
 
 @pytest.mark.parametrize(
@@ -273,15 +256,6 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["model.pth"]
-
-
-def test_a_failing_torch_save_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.pth"
-    write_torch(path, {"a": torch.ones(3)})
-    before = path.read_bytes()
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        write_torch(path, {"a": torch.ones(3), "b": lambda: None})
-    assert path.read_bytes() == before
 
 
 def test_ctrl_c_before_training_ends_by_it_and_no_traceback(start, tmp_path: Path) -> None:

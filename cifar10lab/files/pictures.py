@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,9 +25,8 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei
 def default_style() -> Iterator[None]:
     """Within it, figures are made and saved as on a fresh machine, and a `$` in a text is a dollar sign.
 
-    A matplotlibrc, a style or a backend of the user's may need LaTeX or a window, or fail in other ways.
+    A matplotlibrc or a style of the user's may need LaTeX, or fail in other ways.
     """
-    import_matplotlib()
     import matplotlib.style
     from matplotlib.font_manager import fontManager
 
@@ -36,19 +34,6 @@ def default_style() -> Iterator[None]:
     fonts = [name for name in FONTS if name in there]
     with matplotlib.style.context(["default", {"text.parse_math": False, "font.family": fonts}]):
         yield
-
-
-def import_matplotlib() -> None:
-    """Its import fails if the environment variable MPLBACKEND names a backend that isn't there."""
-    if "matplotlib" in sys.modules or "MPLBACKEND" not in os.environ:
-        return
-    backend = os.environ.pop("MPLBACKEND")
-    try:
-        import matplotlib
-    finally:
-        os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):
-        matplotlib.rcParams["backend"] = backend
 
 
 def png(figure: Figure, dpi: int) -> bytes:
