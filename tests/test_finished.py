@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from conftest import At, at, prepared, read_run, same_losses, same_weights, small_data, without_times
 
-from cifar10lab.comparison.runs import read_runs
 from cifar10lab.files.writing import FileInUse
 from original_version_model import SETTINGS as LENET
 
@@ -189,18 +188,6 @@ def test_parts_in_one_environment_are_one(run, reference, interrupted: Path) -> 
     assert run(*RESUME, "--output", interrupted).code == 0
     assert without_times(interrupted) == without_times(reference(*RESUME[:-1]))
     assert "parts" not in read_run(interrupted)
-
-
-def test_a_time_that_mixes_machines_is_not_compared(run, interrupted: Path, reference) -> None:
-    resaved(interrupted, processor="another")
-    assert run(*RESUME, "--output", interrupted).code == 0
-    single = reference(*RESUME[:-1])
-    table = read_runs([interrupted, single]).table
-    assert table["seconds"].isna().tolist() == [folder == str(interrupted) for folder in table["folder"]]
-    for folders in ((interrupted, single), (interrupted,)):
-        options = ("--over", "seconds", "--epochs-to", 5, "--output", interrupted)
-        done = run(common.HERE / "compare_results.py", *folders, *options)
-        assert done.code == 0 and "nan" not in done.out, done.out + done.err
 
 
 @pytest.mark.parametrize(("size", "threads"), [(4, 1), (5, 2)])
