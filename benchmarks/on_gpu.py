@@ -11,11 +11,11 @@ line. After each, DIR/on_gpu.tar.gz has all that they have printed and written s
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import signal
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 
 from cifar10lab.data.loading import CLASSES, DATA_DIR, load_data
@@ -84,37 +85,38 @@ def beside_rival(log: Path, folder: Path) -> str:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in log.read_text(encoding="utf-8").splitlines()]
     # Columns: run, epoch, train_acc, val_acc, tta_val_acc, time_seconds; the last epoch's time is without evaluation.
     trials = [(row[3], row[4], before[5]) for before, row in itertools.pairwise(rows) if row[1:2] == ["eval"]]
-    trials = [(100 * float(one), 100 * float(both), float(seconds)) for one, both, seconds in trials[1:]]  # 1 warms up
+    rival = np.array(trials[1:], dtype=float) * (100, 100, 1)  # the first one warms up
     results = [json.loads(path.read_text(encoding="utf-8"))["result"] for path in folder.rglob("loss.json")]
     names = ("final_test_accuracy", "mirrored_test_accuracy", "train_seconds")
-    runs = [[result[name] for name in names] for result in results]
-    if not trials or not runs:
-        return f"{len(trials)} trials beside {len(runs)} runs of fast_model.py"
-    text, medians = [], []
-    for what, values in (("trials", trials), ("runs of fast_model.py", runs)):
-        one, both, seconds = zip(*values, strict=True)
-        accuracies = f"{statistics.mean(one):.2f} % with one view, {statistics.mean(both):.2f} % with both sides"
-        medians.append(statistics.median(seconds))
-        text.append(f"{len(values)} {what}: {accuracies}, {medians[-1]:.2f} s")
-    return f"{'; '.join(text)}, {medians[1] / medians[0]:.2f} times as long"
+    ours = np.array([[result[name] for name in names] for result in results])
+    if not len(rival) or not len(ours):
+        return f"{len(rival)} trials beside {len(ours)} runs of fast_model.py"
+    seconds, text = [np.median(figures[:, 2]) for figures in (rival, ours)], []
+    for what, figures, median in (("trials", rival, seconds[0]), ("runs of fast_model.py", ours, seconds[1])):
+        one, both, _ = figures.mean(0)
+        text.append(f"{len(figures)} {what}: {one:.2f} % with one view, {both:.2f} % with both sides, {median:.2f} s")
+    return f"{'; '.join(text)}, {seconds[1] / seconds[0]:.2f} times as long"
 
 
 def last_line(log: Path) -> str:
     """What a process printed last."""
-    return next(iter(reversed(log.read_text(encoding="utf-8", errors="replace").split("\n")[:-1])), "nothing printed")
+    return ["nothing printed", *log.read_text(encoding="utf-8", errors="replace").splitlines()][-1]
 
 
 def run_part(command: list, cwd: Path, log: Path, seconds: float) -> str:
     """Run a part for so many seconds at most, with what it prints in `log`; how it ended."""
     with open(log, "wb") as file:
-        process = subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, stdout=file, stderr=subprocess.STDOUT)
+        words = [sys.executable, "-u", *map(str, command)]
+        process = subprocess.Popen(words, cwd=cwd, stdout=file, stderr=subprocess.STDOUT)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return "stopped, since time was up"
     finally:
         process.terminate()  # it ends those that it has started
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
     return "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
 
 
@@ -141,7 +143,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     deadline, gpus = time.monotonic() + 60 * arguments.minutes, 1 if arguments.smoke else torch.cuda.device_count()
-    summary = ""
+    took, summary = {}, ""
     with tempfile.TemporaryDirectory() as folder:
         work, results = Path(folder), Path(folder) / "on_gpu"
         results.mkdir()
@@ -155,8 +157,11 @@ def main() -> None:
                 if name == "rival":
                     write_rival(arguments.rival, work)
                 how = run_part(command, work if name == "rival" else ROOT, log, deadline - began)
+                took[name] = time.monotonic() - began
                 said = beside_rival(log, results / "fast") if name == "rival" else last_line(log)
-                line = f"{name}: {how}, {time.monotonic() - began:.0f} s: {said}"
+                if name == "rival" and "fast" in took:
+                    said += f", {took['fast'] / took[name]:.2f} times as a whole process"
+                line = f"{name}: {how}, {took[name]:.0f} s: {said}"
             except UserError as error:
                 line = f"{name}: left out, since {error}"
             print(line, flush=True)

