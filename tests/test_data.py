@@ -77,9 +77,8 @@ def write(name: str, content: bytes = b"x") -> Callable[[Path], None]:
 
 
 def put_official_files(folder: Path) -> Path:
-    (folder / "cifar-10-batches-py").mkdir(parents=True)
     for name, content in official_files().items():
-        (folder / "cifar-10-batches-py" / name).write_bytes(content)
+        write(f"cifar-10-batches-py/{name}", content)(folder)
     return folder
 
 
@@ -125,27 +124,17 @@ def test_the_cache_spares_the_decoding_until_the_folder_changes(own_data_dir: Pa
     assert np.array_equal(changed.train_images[6].permute(1, 2, 0), noise(0, 32, 32, 3))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "not numpy", "a pickle", "a flipped bit"])
+@pytest.mark.parametrize("damage", ["cut short", "a pickle", "a flipped bit"])
 def test_a_damaged_cache_is_built_again_and_never_executed(own_data_dir: Path, tmp_path: Path, damage: str) -> None:
     first = load_cifar10(own_data_dir)
     cache = own_data_dir / "cifar10-cache.npz"
     content = bytearray(cache.read_bytes())
-    if damage == "cut short":
-        content = content[: len(content) // 2]
-    elif damage == "not numpy":
-        content = b"hello"
-    elif damage == "a pickle":
-        content = pickle.dumps(Command(f"touch {tmp_path}/executed"))
-    else:
-        content[len(content) // 2] ^= 1
-    cache.write_bytes(content)
-    assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
-    assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
+    content[len(content) // 2] ^= 1
+    contents = {"a flipped bit": content, "cut short": content[:1000]}
+    cache.write_bytes(contents.get(damage, pickle.dumps(Command(f"touch {tmp_path}/executed"))))
+    for _ in range(2):
+        assert torch.equal(load_cifar10(own_data_dir).train_images, first.train_images)
     assert not (tmp_path / "executed").exists()
-
-
-def add_class(folder: Path) -> None:
-    shutil.copytree(folder / "train" / "cat", folder / "train" / "zebra")
 
 
 def save(array: np.ndarray, mode: str | None = None, name: str = "0001.png") -> Callable[[Path], None]:
@@ -165,11 +154,12 @@ REFUSED = {
     "a class is missing": (lambda folder: shutil.rmtree(folder / "train" / "ship"), "no train images of ship"),
     "a class is empty": (lambda folder: (folder / "test" / "ship" / "0000.png").unlink(), "no test images of ship"),
     "the test images are missing": (lambda folder: shutil.rmtree(folder / "test"), "no test images of airplane, auto"),
-    "they are called val": (
-        lambda folder: (folder / "test").rename(folder / "val"),
-        "no test images of airplane, auto",
+    "they are called val": (lambda folder: (folder / "test").rename(folder / "val"), "no test images of airplane"),
+    "an unknown class": (lambda folder: (folder / "train" / "zebra").mkdir(), "zebra"),
+    "a link to nowhere": (
+        lambda folder: (folder / "train/dog/gone.png").symlink_to("no"),
+        "gone.png can't be read: No ",
     ),
-    "an unknown class": (add_class, "zebra"),
     "a file that is no image": (lambda folder: (folder / "train/cat/0001.png").write_text("hello"), "cat/0001.png"),
     "an image cut short": (truncate, "cat/0001.png"),
     "16 bits per pixel": (save(noise(0, 32, 32).astype(np.uint16) * 200), "cat/0001.png"),
@@ -206,20 +196,6 @@ def test_grey_and_opaque_images_are_converted(own_data_dir: Path, what: str) -> 
     assert np.array_equal(load_cifar10(own_data_dir).train_images[7].permute(1, 2, 0), rgb)
 
 
-def test_hidden_and_other_files_are_no_images(own_data_dir: Path) -> None:
-    before = load_cifar10(own_data_dir)
-    for name in (".DS_Store", "Thumbs.db", "._0000.png", "notes.txt"):
-        (own_data_dir / "train" / "cat" / name).write_bytes(b"x")
-    (own_data_dir / "train" / ".ipynb_checkpoints").mkdir()
-    assert torch.equal(load_cifar10(own_data_dir).train_images, before.train_images)
-
-
-def test_a_link_to_nowhere_is_named(own_data_dir: Path) -> None:
-    (own_data_dir / "train" / "dog" / "gone.png").symlink_to("nowhere.png")
-    with pytest.raises(UserError, match=r"gone\.png can't be read: No such file"):
-        load_cifar10(own_data_dir)
-
-
 def test_links_spaces_and_other_letters_in_names(tmp_path: Path) -> None:
     folder = make_image_folder(tmp_path / "Bilder für süße 小猫", 1, 1)
     (folder / "train" / "cat" / "0000.png").rename(folder / "train" / "cat" / "кот 1.png")
@@ -238,96 +214,61 @@ def test_a_folder_that_cannot_be_written_is_read_without_a_cache(own_data_dir: P
 # --- Official files
 
 
-def test_official_files(tmp_path: Path, archive: bytes) -> None:
-    check_official(load_cifar10(put_official_files(tmp_path)))
-
-
-def test_official_archive(tmp_path: Path, archive: bytes) -> None:
-    (tmp_path / loading.ARCHIVE).write_bytes(archive)
-    check_official(load_cifar10(tmp_path))
-    check_official(load_cifar10(tmp_path))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0] != ".") == [loading.ARCHIVE, "cifar10-cache.npz"]
-
-
-@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
-def test_a_changed_official_file_fails_its_checksum(tmp_path: Path, archive: bytes, name: str) -> None:
-    path = put_official_files(tmp_path) / "cifar-10-batches-py" / name
-    path.write_bytes(path.read_bytes().replace(b"cat", b"cow") + b" ")
-    with pytest.raises(UserError, match="MD5"):
-        load_cifar10(tmp_path)
-
-
-ELSEWHERE = {
-    "named itself": "cifar-10-batches-py",
-    "named itself, with another name": "my copy",
-    "a folder deeper": "cifar-10-python/cifar-10-batches-py",
-    "a folder of another name": "my copy",
-}
-
-
-@pytest.mark.parametrize("where", ELSEWHERE)
-def test_official_files_are_known_by_their_content(tmp_path: Path, archive: bytes, where: str) -> None:
-    place = tmp_path / "data" / ELSEWHERE[where]
-    place.parent.mkdir(parents=True)
-    put_official_files(tmp_path).joinpath("cifar-10-batches-py").rename(place)
-    data_dir = place if "itself" in where else tmp_path / "data"
-    check_official(load_cifar10(data_dir))
-    written = (data_dir / "cifar10-cache.npz").stat().st_mtime_ns
-    check_official(load_cifar10(data_dir))
-    assert (data_dir / "cifar10-cache.npz").stat().st_mtime_ns == written
+@pytest.mark.parametrize("place", ["cifar-10-batches-py", "my copy", "a/b/cifar-10-batches-py"])
+@pytest.mark.parametrize("itself", [True, False])
+def test_official_files_are_known_by_their_content(tmp_path: Path, archive: bytes, place: str, itself: bool) -> None:
+    folder = tmp_path / "data" / place
+    folder.parent.mkdir(parents=True)
+    put_official_files(tmp_path).joinpath("cifar-10-batches-py").rename(folder)
+    check_official(load_cifar10(folder if itself else tmp_path / "data"))
 
 
 @pytest.mark.parametrize(
     ("name", "compression"),
     [
-        ("cifar-10-python.tar", "xz"),
-        ("cifar-10-python (1).tar.gz", ""),
-        ("cifar-10-batches-py.tar.gz", "gz"),
+        (loading.ARCHIVE, "gz"),
+        ("cifar-10-python (1).tar.gz", "xz"),
         ("data.tgz", "gz"),
         ("deeper/my copy.tar", ""),
         ("CIFAR10.tar.bz2", "bz2"),
-        ("a.tar.xz", "xz"),
     ],
 )
 def test_any_archive_of_the_official_files(tmp_path: Path, archive: bytes, name: str, compression: str) -> None:
     write(name, tar_file(official_files(), compression))(tmp_path)
-    check_official(load_cifar10(tmp_path))
+    for _ in range(2):
+        check_official(load_cifar10(tmp_path))
+
+
+def escaping_tar(name: str, link: str = "") -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = (tarfile.SYMTYPE, link) if link else (tarfile.REGTYPE, "")
+        tar.addfile(member, io.BytesIO())
+    return content.getvalue()
 
 
 WRONG = {
-    "cut short": "can't be read: Compressed file ended",
-    "wrong content": "/cifar-10-batches-py fails its MD5 check",
-    "leaves its folder": "can't be read: .* outside the destination",
-    "holds links": "can't be read: .* outside the destination",
-    "no archive": "has cifar-10-python.tar.gz, but no CIFAR-10 that can be read",
+    "cut short": (
+        tar_file({"data_batch_1": noise(0, 100_000).tobytes()})[:-100],
+        "can't be read: Compressed file ended",
+    ),
+    "wrong content": (tar_file({"data_batch_1": b"x"}), "/cifar-10-batches-py fails its MD5 check"),
+    "leaves its folder": (escaping_tar("../../data_batch_1"), "can't be read: .* outside the destination"),
+    "holds links": (escaping_tar("data_batch_1", "/etc/passwd"), "can't be read: .* absolute"),
+    "no archive": (b"hello", "has cifar-10-python.tar.gz, but no CIFAR-10 that can be read"),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_archive_is_refused(tmp_path: Path, archive: bytes, what: str) -> None:
-    files = official_files()
-    wrong = tar_file(files | {"data_batch_2": files["data_batch_3"]})
-    padded = tar_file({"data_batch_1": noise(0, 100_000).tobytes()})
-    content = {"cut short": padded[:-100], "wrong content": wrong, "no archive": b"hello"}.get(what, b"")
-    if not content:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-            for name, part in files.items():
-                member = tarfile.TarInfo(f"../{name}")
-                if what == "holds links":
-                    member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / name)
-                elif name == "test_batch":
-                    member.name, member.size = "../../../escaped", len(part)
-                tar.addfile(member, io.BytesIO(part))
-        content = buffer.getvalue()
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / loading.ARCHIVE).write_bytes(content)
-    with pytest.raises(UserError, match=WRONG[what]) as error:
-        load_cifar10(folder)
+def test_a_wrong_archive_is_refused(tmp_path: Path, what: str) -> None:
+    content, message = WRONG[what]
+    write(f"data/{loading.ARCHIVE}", content)(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        load_cifar10(tmp_path / "data")
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
-    assert {p.name for p in folder.iterdir()} <= {loading.ARCHIVE, ".lock"}
+    assert {p.name for p in (tmp_path / "data").iterdir()} <= {loading.ARCHIVE, ".lock"}
 
 
 def test_a_good_archive_is_not_blamed_for_a_full_disk(tmp_path: Path, archive: bytes) -> None:
@@ -346,18 +287,15 @@ def test_a_good_archive_is_not_blamed_for_a_full_disk(tmp_path: Path, archive: b
 
 def write_parquet(source: Path, target: Path, column: str = "img", parts: int = 1) -> None:
     """An image folder as Hugging Face keeps it, in `parts` files a split."""
-    target.mkdir(parents=True)
     for split in ("train", "test"):
         paths = sorted((source / split).glob("*/*.png"), key=lambda path: path.name)  # not by class
         cells = [{"bytes": path.read_bytes(), "path": None} for path in paths]
         table = pd.DataFrame({column: cells, "label": [CLASSES.index(path.parent.name) for path in paths]})
-        for i in range(parts):
-            table[i * len(table) // parts : (i + 1) * len(table) // parts].to_parquet(
-                target / f"{split}-{i:05}-of-{parts:05}.parquet"
-            )
+        for i, rows in enumerate(np.array_split(np.arange(len(table)), parts)):
+            write(f"{split}-{i:05}-of-{parts:05}.parquet", table.iloc[rows].to_parquet())(target)
 
 
-def hub_cache(source: Path, target: Path) -> None:
+def write_hub_cache(source: Path, target: Path) -> None:
     """As Hugging Face's hub caches them: links to files that are called by their hashes."""
     write_parquet(source, target / "blobs")
     (target / "snapshots/0b2714/plain_text").mkdir(parents=True)
@@ -366,101 +304,86 @@ def hub_cache(source: Path, target: Path) -> None:
         (target / "snapshots/0b2714/plain_text" / path.name).symlink_to(f"../../../blobs/hash{i}")
 
 
-def write_arrays(source: Path, target: Path, channels_first: bool = False, **changes: object) -> None:
-    data, arrays = load_cifar10(source), {}
-    for split in ("train", "test"):
-        images, labels = getattr(data, f"{split}_images").flip(0), getattr(data, f"{split}_labels").flip(0)
-        arrays[f"x_{split}"] = (images if channels_first else images.permute(0, 2, 3, 1)).numpy()
-        arrays[f"y_{split}"] = (labels if channels_first else labels.view(-1, 1).byte()).numpy()
-    target.mkdir(exist_ok=True)
-    np.savez(target / "cifar10.npz", **arrays | changes)
-
-
-def packed(kind: str, inside: str = "") -> Callable[[Path, Path], None]:
+def arrays(channels_first: bool = False, **changes: np.ndarray) -> Callable[[Path, Path], None]:
     def make(source: Path, target: Path) -> None:
-        shutil.copytree(source, target / "unpacked" / inside)
-        shutil.make_archive(str(target / "archive"), kind, target / "unpacked")
-        shutil.rmtree(target / "unpacked")
+        data, contents = load_cifar10(source), {}
+        for split in ("train", "test"):
+            images, labels = getattr(data, f"{split}_images").flip(0), getattr(data, f"{split}_labels").flip(0)
+            contents[f"x_{split}"] = (images if channels_first else images.permute(0, 2, 3, 1)).numpy()
+            contents[f"y_{split}"] = (labels if channels_first else labels.view(-1, 1).byte()).numpy()
+        target.mkdir()
+        np.savez(target / "cifar10.npz", **contents | changes)
 
     return make
 
 
-FORMS = {
+def packed(kind: str, inside: str = "", spoil: Callable[[Path], None] | None = None) -> Callable[[Path, Path], None]:
+    def make(source: Path, target: Path) -> None:
+        unpacked = target.with_name("unpacked")
+        shutil.copytree(source, unpacked / inside)
+        if spoil:
+            spoil(unpacked / inside)
+        shutil.make_archive(str(target / "archive"), kind, unpacked)
+
+    return make
+
+
+FORMS = {  # what makes it of an image folder, and how it is called
     "three folders down": (lambda source, target: shutil.copytree(source, target / "a/b/c"), "image folder in a/b/c"),
-    "a zip": (packed("zip"), "archive.zip"),
-    "a zip, two folders down in it": (packed("zip", "cifar10/cifar10"), "archive.zip"),
-    "a tar": (packed("tar", "cifar10"), "archive.tar"),
+    "a zip": (packed("zip", "cifar10/cifar10"), "archive.zip"),
+    "a tar": (packed("tar"), "archive.tar"),
     "a tgz": (packed("gztar", "cifar10"), "archive.tar.gz"),
     "Parquet": (write_parquet, "Parquet"),
-    "Parquet, in a clone": (
-        lambda source, target: write_parquet(source, target / "plain_text"),
-        "Parquet in plain_text",
-    ),
-    "Parquet, in the hub's cache": (hub_cache, "Parquet in snapshots/0b2714/plain_text"),
-    "Parquet, older, in parts": (
-        lambda source, target: write_parquet(source, target / "a", "image", 3),
-        "Parquet in a",
-    ),
-    "arrays": (write_arrays, "cifar10.npz"),
-    "arrays, channels first": (lambda source, target: write_arrays(source, target, True), "cifar10.npz"),
+    "Parquet in parts": (lambda source, target: write_parquet(source, target / "a", "image", 3), "Parquet in a"),
+    "the hub's cache": (write_hub_cache, "Parquet in snapshots/0b2714/plain_text"),
+    "arrays": (arrays(), "cifar10.npz"),
+    "arrays, channels first": (arrays(channels_first=True), "cifar10.npz"),
 }
 
 
+def pairs(images: torch.Tensor, labels: torch.Tensor) -> list[tuple[bytes, int]]:
+    return [(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)]
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_has_the_image_folders_images_in_an_order_of_its_own(
-    data_dir: Path, tmp_path: Path, form: str
-) -> None:
+def test_each_form_has_the_same_images_in_an_order_of_its_own(data_dir: Path, tmp_path: Path, form: str) -> None:
     make, source = FORMS[form]
     make(data_dir, tmp_path / "data")
-    first, again, folder = load_cifar10(tmp_path / "data"), load_cifar10(tmp_path / "data"), load_cifar10(data_dir)
+    first, again, folder = (load_cifar10(place) for place in (tmp_path / "data", tmp_path / "data", data_dir))
     assert first.source == again.source == source and (tmp_path / "data" / "cifar10-cache.npz").is_file()
-    for split in ("train", "test"):
-        images, labels = (getattr(first, f"{split}_{what}") for what in ("images", "labels"))
-        assert torch.equal(images, getattr(again, f"{split}_images")) and labels.dtype == torch.int64
-        found = {(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
-        images, labels = (getattr(folder, f"{split}_{what}") for what in ("images", "labels"))
-        assert found == {(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
-    same_order = torch.equal(first.train_images, folder.train_images)
-    assert same_order == (first.checksum == folder.checksum) == (form in list(FORMS)[:5])
-    assert torch.equal(first.train_labels, folder.train_labels.flip(0)) == form.startswith("arrays")
+    assert first.checksum == again.checksum and first.train_labels.dtype == torch.int64
+    train, same = pairs(first.train_images, first.train_labels), pairs(folder.train_images, folder.train_labels)
+    assert sorted(train) == sorted(same) and (train == same) == (form in list(FORMS)[:4])
+    assert (train == same[::-1]) == form.startswith("arrays") and (train == same) == (first.checksum == folder.checksum)
+    test = pairs(first.test_images, first.test_labels)
+    assert sorted(test) == sorted(pairs(folder.test_images, folder.test_labels))
 
 
-def parquet_of(table: dict) -> Callable[[Path], None]:
-    return lambda folder: pd.DataFrame(table).to_parquet(folder / "train-00000-of-00001.parquet")
+def parquet(content: bytes | dict) -> Callable[[Path, Path], None]:
+    content = content if isinstance(content, bytes) else pd.DataFrame(content).to_parquet()
+    return lambda source, target: write("train-00000-of-00001.parquet", content)(target)
 
 
 SPOILT = {
-    "a pointer to a file that was not fetched": (
-        write("train-00000-of-00001.parquet", b"version https://git-lfs"),
-        "of-00001.parquet can't be read: ",
-    ),
-    "CIFAR-100": (parquet_of({"img": [], "fine_label": []}), "has the columns img, fine_label: expected label"),
-    "no image": (parquet_of({"img": [{"bytes": b"x"}], "label": [1]}), "of-00001.parquet, row 0 can't be read"),
-    "labels in words": (parquet_of({"img": [], "label": ["cat"][:0]}), "no train images"),
-    "floating point": (lambda folder: write_arrays(folder, folder, x_test=np.ones((1, 32, 32, 3))), "images float64"),
-    "other sizes": (lambda folder: write_arrays(folder, folder, x_test=np.ones((1, 28, 28), np.uint8)), "28, 28"),
-    "other labels": (lambda folder: write_arrays(folder, folder, y_test=np.arange(1, 11)), "labels from 1 to 10"),
-    "fewer labels": (lambda folder: write_arrays(folder, folder, y_test=np.arange(9)), r"labels int64 \(9,\)"),
-    "a class without images": (lambda folder: write_arrays(folder, folder, y_test=np.ones(10, int)), "no test images"),
-    "objects": (lambda folder: write_arrays(folder, folder, y_test=np.array([{}])), "Object arrays cannot be loaded"),
-    "a zip with a damaged image": (packed("zip"), r"archive\.zip/train/cat/0001\.png can't be read"),
+    "a pointer to a file that was not fetched": (parquet(b"version https://git-lfs"), r"001\.parquet can't be read: "),
+    "CIFAR-100": (parquet({"img": [], "fine_label": []}), "has the columns img, fine_label: expected label"),
+    "no image": (parquet({"img": [{"bytes": b"x"}], "label": [1]}), r"001\.parquet, row 0 can't be read"),
+    "floating point": (arrays(x_test=np.ones((10, 32, 32, 3))), "images float64"),
+    "other sizes": (arrays(x_test=np.ones((10, 28, 28), np.uint8)), "28, 28"),
+    "other labels": (arrays(y_test=np.arange(1, 11)), "labels from 1 to 10"),
+    "fewer labels": (arrays(y_test=np.arange(9)), r"labels int64 \(9,\)"),
+    "a class without images": (arrays(y_test=np.ones(10, int)), "no test images of airplane, bird"),
+    "objects": (arrays(y_test=np.array([{}])), "Object arrays cannot be loaded"),
+    "a zip with a damaged image": (packed("zip", "a", truncate), r"archive\.zip/a/train/cat/0001\.png can't be read"),
 }
 
 
 @pytest.mark.parametrize("what", SPOILT)
 def test_another_form_that_is_spoilt_is_refused_with_the_reason(own_data_dir: Path, tmp_path: Path, what: str) -> None:
     make, message = SPOILT[what]
-    folder = tmp_path / "spoilt"
-    if what.startswith("a zip"):
-        truncate(own_data_dir)
-        make(own_data_dir, folder)
-    else:
-        shutil.copytree(own_data_dir, folder)
-        make(folder)
-        for split in ("train", "test"):
-            shutil.rmtree(folder / split)
+    make(own_data_dir, tmp_path / "spoilt")
     with pytest.raises(UserError, match=message) as error:
-        load_cifar10(folder)
+        load_cifar10(tmp_path / "spoilt")
     assert "\n" not in str(error.value)
 
 
@@ -493,10 +416,8 @@ def test_arrays_of_other_test_images(tmp_path: Path) -> None:
         np.save(tmp_path / "y.npy", other)
         with pytest.raises(UserError, match=message):
             load_test_arrays(tmp_path / "x.npy", tmp_path / "y.npy")
-    for path, reason in (("gone.npy", "No such file"), ("no.npy", "Cannot load|can't be read")):
-        (tmp_path / "no.npy").write_text("hello")
-        with pytest.raises(UserError, match=f"{path} can't be read: .*{reason}"):
-            load_test_arrays(tmp_path / path, tmp_path / "y.npy")
+    with pytest.raises(UserError, match=r"gone\.npy can't be read: No such file"):
+        load_test_arrays(tmp_path / "gone.npy", tmp_path / "y.npy")
 
 
 # --- What is not CIFAR-10, or not where it should be
@@ -520,23 +441,17 @@ def kaggle_competition(folder: Path) -> None:
     write("trainLabels.csv", b"id,label\n1,frog\n")(folder)
 
 
-UNREADABLE = {  # what is in a folder, which one is named, and what is said to be there
-    "train/ itself": (lambda folder: make_image_folder(folder, 1, 1), "train", "airplane, automobile, bird, cat"),
-    "four folders deeper": (lambda folder: make_image_folder(folder / "1/2/3/4", 1, 1), "", "1"),
-    "the binary version": (write("cifar-10-batches-bin/data_batch_1.bin"), "", "cifar-10-batches-bin"),
-    "the binary version, itself": (write("x/data_batch_1.bin"), "x", "data_batch_1.bin"),
-    "the binary version, packed": (
-        write("a.tar", tar_file({"../cifar-10-batches-bin/data_batch_1.bin": b"x"}, "")),
-        "",
-        "a.tar",
-    ),
-    "the Matlab version": (write("cifar-10-batches-mat/data_batch_1.mat"), "", "cifar-10-batches-mat"),
-    "Kaggle's competition": (kaggle_competition, "", "train, trainLabels.csv"),
-    "CIFAR-100": (write("cifar-100-python/train"), "", "cifar-100-python"),
-    "TensorFlow's": (write("cifar10/3.0.2/cifar10-train.tfrecord-00000-of-00001"), "", "cifar10"),
-    "HDF5": (write("cifar10.h5"), "", "cifar10.h5"),
-    "CIFAR-10.1": (write("cifar10.1_v6_data.npy"), "", "cifar10.1_v6_data.npy"),
-    "other arrays": (lambda folder: np.savez(folder / "cifar10.npz", x=1), "", "cifar10.npz"),
+BINARY = tar_file({"../cifar-10-batches-bin/data_batch_1.bin": b"x"}, "")
+UNREADABLE = {  # what is in a folder, and what is said to be there
+    "four folders deeper": (lambda folder: make_image_folder(folder / "1/2/3/4", 1, 1), "1"),
+    "the binary version": (write("cifar-10-batches-bin/data_batch_1.bin"), "cifar-10-batches-bin"),
+    "the binary version, packed": (write("a.tar", BINARY), "a.tar"),
+    "Kaggle's competition": (kaggle_competition, "train, trainLabels.csv"),
+    "CIFAR-100": (write("cifar-100-python/train"), "cifar-100-python"),
+    "TensorFlow's": (write("cifar10/3.0.2/cifar10-train.tfrecord-00000-of-00001"), "cifar10"),
+    "HDF5": (write("cifar10.h5"), "cifar10.h5"),
+    "CIFAR-10.1": (write("cifar10.1_v6_data.npy"), "cifar10.1_v6_data.npy"),
+    "other arrays": (lambda folder: np.savez(folder / "cifar10.npz", x=1), "cifar10.npz"),
 }
 
 
@@ -544,21 +459,15 @@ UNREADABLE = {  # what is in a folder, which one is named, and what is said to b
 def test_anything_else_is_named_before_something_is_downloaded(
     tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make, named, there = UNREADABLE[what]
+    make, there = UNREADABLE[what]
     make(tmp_path)
     for dataset in ("cifar10", "auto"):
         with pytest.raises(UserError) as error:
-            load_data(dataset, tmp_path / named)
+            load_data(dataset, tmp_path)
         assert not isinstance(error.value, DataUnavailable)
-        assert f"{tmp_path / named} has {there}" in str(error.value) and "\n" not in str(error.value)
+        assert f"{tmp_path} has {there}" in str(error.value) and "\n" not in str(error.value)
         assert "no CIFAR-10 that can be read: train/<class>/* and" in str(error.value)
     assert "downloading" not in capfd.readouterr().err
-
-
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
-    write("a.tar.gz")(tmp_path)
-    with pytest.raises(UserError, match=r"a\.tar\.gz can't be read: Not a directory"):
-        load_cifar10(tmp_path / "a.tar.gz")
 
 
 def test_the_nearest_form_is_read_whatever_lies_beside_it(own_data_dir: Path, tmp_path: Path, archive: bytes) -> None:

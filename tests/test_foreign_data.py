@@ -14,22 +14,14 @@ from cifar10lab.data.loading import DataUnavailable, download, load_cifar10
 JUNK = [
     "cat/.ipynb_checkpoints/0000-checkpoint.png",  # notebooks
     "cat/._0000.png",  # macOS on drives of other systems
-    "cat/.nfs000000001.png",
     "cat/__MACOSX/0000.png",  # archives made on macOS
-    "cat/__MACOSX/._0000.png",
     "cat/@eaDir/0000.png/SYNOPHOTO_THUMB_M.png",  # a Synology drive
     "cat/#recycle/0000.png",
     "cat/$RECYCLE.BIN/0000.png",
-    "cat/lost+found/0000.png",
     "cat/~0000.png",
-    "cat/.Trash-1000/files/0000.png",
     "cat/Thumbs.db",
-    "cat/desktop.ini",
     "cat/0000.png~",
-    "cat/.DS_Store",
     "__MACOSX/cat/._0000.png",  # beside the classes
-    "@eaDir/cat/0000.png",
-    ".Trashes/0000.png",
     "lost+found/0000.png",
 ]
 
