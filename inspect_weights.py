@@ -8,14 +8,12 @@
 
 Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png,
 --evaluate adds confusion.png and mistakes.png, --classify prints the likeliest classes and draws
-classified.png. Pictures go beside the file, those of the results that come with the repository to
-the current folder, or to --output. A file alone does not say how images were normalised when it
-was trained: --evaluate then tries the usual ways on some test images, prints what they give, and
-goes by them where they tell; --mean and --std decide it.
+classified.png. Pictures go beside the file, those of the repository's results to the current
+folder, or to --output. A file alone does not say how images were normalised in training: --evaluate
+then tries the usual ways on some test images and takes one where they tell; --mean and --std decide.
 
-It reads what other scripts saved, too: state dicts in
-any float type, as compiled, parallel or averaged models have them, or with a prefix of Lightning's,
-and in a dictionary with other things. Nothing in a weights file is executed; the script that the
+It reads other people's state dicts, too, also of compiled, parallel or averaged models, with a prefix
+of Lightning's, or among other things. Nothing in a weights file is executed; the script that the
 loss.json beside it names is imported for the model's class.
 """
 
