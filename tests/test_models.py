@@ -43,10 +43,3 @@ def test_dropout_is_off_in_eval_mode_and_on_in_training() -> None:
     assert not torch.equal(model(images), model(images))
     model.eval()
     assert torch.equal(model(images), model(images))
-
-
-def test_seed_decides_the_weights() -> None:
-    from original_version_model import SETTINGS
-
-    first, second = (common.build_model(SETTINGS).fc3.weight for _ in range(2))
-    assert torch.equal(first, second)

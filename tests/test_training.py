@@ -1,6 +1,7 @@
 """The loop and what surrounds it, in this process."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import common
@@ -45,6 +46,7 @@ def test_a_tiny_set_is_learnt_by_heart(prepare, settings: common.Settings) -> No
 def test_history_and_steps_describe_every_epoch(prepare) -> None:
     state = common.train(prepare(dataclasses.replace(LENET, epochs=2), small_data(99)), common.State())
     assert {name: len(values) for name, values in state.history.items()} == dict.fromkeys(common.HISTORY, 2)
+    assert json.loads(json.dumps([state.history, state.steps])) == [state.history, state.steps]
     assert len(state.steps["epoch"]) == len(state.steps["train_loss"]) == 24
     assert state.steps["epoch"][11] == 1 and state.steps["epoch"][23] == 2
     # The parts' means, weighted by their images, make the epoch's.
@@ -164,16 +166,12 @@ def test_normalisation_is_that_of_the_model() -> None:
     assert resnet.tolist() == pytest.approx([(1 - 0.4914) / 0.2470, (1 - 0.4822) / 0.2435, (1 - 0.4465) / 0.2616])
 
 
-def test_cosine_schedule_falls_from_lr_towards_zero_over_the_runs_own_epochs() -> None:
+def test_schedules_fall_from_lr_to_zero_over_the_runs_own_epochs() -> None:
     rates = [common.learning_rate(RESNET, epoch) for epoch in range(1, 26)]
     assert rates[0] == 0.005 and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 0.005 / 100
     assert {common.learning_rate(LENET, epoch) for epoch in range(1, 6)} == {0.001}
-
-
-def test_linear_schedule_falls_to_zero_step_by_step(prepare) -> None:
-    run = prepare(dataclasses.replace(LENET, schedule="linear", lr=0.5, epochs=3, batch_size=4), small_data(40))
-    rates = [rate for epoch in (1, 2, 3) for *_, rates in common.epoch_chunks(run, epoch, 0) for rate in rates]
-    assert rates == pytest.approx([0.5 * (1 - (step + 0.5) / 30) for step in range(30)])
+    linear = dataclasses.replace(LENET, schedule="linear", lr=0.5, epochs=4)
+    assert [common.learning_rate(linear, epoch, done) for epoch in (1, 4) for done in (0, 1)] == [0.5, 0.375, 0.125, 0]
 
 
 @pytest.mark.parametrize(
