@@ -10,24 +10,39 @@ import common
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 from cifar10lab.devices.execution import choose_precision
 from original_version_model import SETTINGS as LENET
 
+ROOMS = ("terminal", "files", "data", "devices", "models", "settings", "results", "inspection", "comparison")
 
-def test_no_file_imports_in_a_circle_even_for_the_sake_of_types() -> None:
-    files = [*ROOT.glob("*.py"), *ROOT.glob("cifar10lab/**/*.py")]
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+
+def test_no_file_imports_from_a_room_above_it_and_no_room_from_outside() -> None:
     imports = {}
-    for name, path in names.items():
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        imports[name] = found & names.keys()
-    assert imports["common"]
-    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+    for path in ROOT.glob("cifar10lab/*/*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [getattr(node, "module", None) or node.names[0].name for node in nodes]
+        imports[path.parent.name, path.stem] = [name.split(".") for name in names]
+    outside = {path.stem for path in ROOT.glob("*.py")}
+    for (room, file), names in imports.items():
+        below = ROOMS[: ROOMS.index(room) + 1]
+        wrong = [name for name in names if name[0] in outside or (name[0] == "cifar10lab" and name[1] not in below)]
+        assert not wrong, f"{room}/{file}.py imports {wrong}"
+    files = {key: {tuple(name[1:3]) for name in names if name[0] == "cifar10lab"} for key, names in imports.items()}
+    graphlib.TopologicalSorter(files).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_users_folders_and_files_may_have_any_common_name(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "results").mkdir()
+    for name in ("models/__init__", "models/mine", "results/__init__", "settings", "files", "data", "cifar10"):
+        (tmp_path / f"{name}.py").write_text(f"name = {name!r}")
+    user = "import models.mine, settings, files, results, data, cifar10"
+    for first, second in ((user, "import common"), ("import common", user)):
+        (tmp_path / "train.py").write_text(f"{first}\n{second}\nprint(models.mine.name, common.LeNet.__name__)")
+        done = run_command("env", f"PYTHONPATH={ROOT}", "python", tmp_path / "train.py", cwd=tmp_path)
+        assert done.out.split() == ["models/mine", "LeNet"], done.err
 
 
 class SaysAllInItsConstructor(torch.nn.Module):
