@@ -21,7 +21,8 @@ ROOMS = ("terminal", "files", "data", "devices", "models", "settings", "results"
 def test_no_file_imports_from_a_room_above_it_and_no_room_from_outside() -> None:
     imports = {}
     for path in ROOT.glob("cifar10lab/*/*.py"):
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+        kinds = (ast.Import, ast.ImportFrom)
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
         names = [getattr(node, "module", None) or node.names[0].name for node in nodes]
         imports[path.parent.name, path.stem] = [name.split(".") for name in names]
     outside = {path.stem for path in ROOT.glob("*.py")}
