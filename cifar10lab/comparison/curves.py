@@ -77,7 +77,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     for curve, colour in reversed([*zip(curves, colours, strict=True)]):  # the best on top
         draw_curve(loss, curve, colour, "loss", over)
         draw_curve(accuracy, curve, colour, "accuracy", over)
-    smoothed = any(runs.records[run]["config"].get("label_smoothing") for run in runs.table.index)
+    smoothed = runs.settings().get("label_smoothing", pd.Series(0)).any()
     note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
     x = {"epochs": "epoch", "seconds": "seconds of training"}[over]
     loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))

@@ -55,9 +55,8 @@ def difference(first: pd.Series, second: pd.Series) -> Difference:
 
 def time_ratio(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """The second row's seconds of training over the first's, as in "0.53"; "" if they aren't of one machine."""
-    machines = {*first["machine"], *second["machine"]}
-    machine = machines.pop()
-    if machines or not machine or "not recorded" in machine or ", then " in machine:
+    machine, *others = {*first["machine"], *second["machine"]}
+    if others or not machine or "not recorded" in machine or ", then " in machine:
         return ""
     return f"{second['train_seconds'].mean() / first['train_seconds'].mean():.2f}"
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifar10lab.results.rows import AUGMENTATION, NOT_COMPARED, REFERENCE, grouped, recorded, row_key, without_seed
+from cifar10lab.results.rows import (
+    AUGMENTATION,
+    NOT_COMPARED,
+    REFERENCE,
+    UNSAID,
+    grouped,
+    recorded,
+    row_key,
+    without_seed,
+)
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
@@ -42,10 +51,11 @@ class Runs:
         return Runs(table, self.epochs[self.epochs["run"].isin(table.index)], self.records)
 
     def settings(self) -> pd.DataFrame:
-        """A column for each setting that is compared, NaN where a run has none of that name."""
-        settings = pd.DataFrame([record["config"] for record in self.records], dtype=object).loc[self.table.index]
+        """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
+        configs = [record["config"] | UNSAID | record["config"] for record in self.records]
+        settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
         hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
-        return settings.drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
+        return settings.drop(columns=hidden, errors="ignore").loc[:, lambda some: some.fillna(False).any()]
 
 
 def read_runs(paths: list[Path]) -> Runs:

@@ -11,15 +11,14 @@ from cifar10lab.comparison.differences import difference, time_ratio
 from cifar10lab.comparison.runs import Runs, names_of, setting_text, short, values
 from cifar10lab.results.reference import mean_text, original_accuracy, reference_accuracies, reference_runs
 
-NOTED = {"images": "images' checksum", "commit": "commit", "changes": "uncommitted changes"}
-NOTED |= {name: name for name in ("torch", "threads")}
+NOTED = ("images", "commit", "changes", "torch", "threads")
 
 
 def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
     """The settings that all runs have in common, as texts, and a column of texts for each in which rows differ."""
-    settings, first = runs.settings(), runs.records[runs.table.index[0]]["config"]
+    settings = runs.settings()
     differ = [name for name in settings if settings[name].map(str).nunique() > 1]
-    same = {name: first[name] for name in settings.columns.drop(differ) if first[name]}
+    same = settings.drop(columns=differ).iloc[0]
     texts = [str(value) if name == "model" else setting_text(name, value) for name, value in same.items()]
     rows = settings[differ].drop(columns=["model", "epochs"], errors="ignore").groupby(runs.table["row"], sort=False)
     return texts, rows.first().fillna("-").map(short).reset_index(drop=True).rename(
@@ -98,7 +97,7 @@ def notes(runs: Runs) -> list[str]:
                 worded = row[name].map(lambda value: short(value) if value else "not recorded")
                 seeds = row["seed"].astype(str).groupby(worded, sort=False).agg(", ".join)
                 found = [f"{value} (seed {seed})" if len(seeds) > 1 else value for value, seed in seeds.items()]
-                texts.append(f"{NOTED[name]} {', '.join(found)}")
+                texts.append(f"{name} {', '.join(found)}")
             lines.append(f"{names[number]}: {'; '.join(texts)}")
     return lines
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 MODELSET = Path(__file__).resolve().parents[2] / "modelset"
 REFERENCE = (MODELSET / "reference").resolve()  # also where modelset/ is a link
-AUGMENTATION = ("crop_padding", "padding_mode", "flips")  # settings that do nothing without it
+AUGMENTATION = ("crop_padding", "padding_mode", "flips", "cutout")  # settings that do nothing without it
+UNSAID = {"optimizer": "sgd"}  # of files that don't name it; any other setting is off then
 NOT_COMPARED = ("seed", "precision")  # the precision used is compared, not the one asked for
 
 
 def settings_in_use(config: dict[str, object], without: tuple[str, ...] = NOT_COMPARED) -> dict[str, object]:
     """The entries of a config without those of these names, and without what is 0 or off, or does nothing."""
     without = without if config.get("augment") else (*without, *AUGMENTATION)
-    config = {"optimizer": "sgd"} | config  # earlier runs don't say so
+    config = UNSAID | config
     return {name: value for name, value in config.items() if name not in without and value}
 
 
