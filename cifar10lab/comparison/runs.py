@@ -11,16 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifar10lab.results.rows import (
-    AUGMENTATION,
-    NOT_COMPARED,
-    REFERENCE,
-    UNSAID,
-    grouped,
-    recorded,
-    row_key,
-    without_seed,
-)
+from cifar10lab.results import rows
+from cifar10lab.results.rows import REFERENCE, recorded, row_key, without_seed
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
@@ -52,9 +44,9 @@ class Runs:
 
     def settings(self) -> pd.DataFrame:
         """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
-        configs = [record["config"] | UNSAID | record["config"] for record in self.records]
+        configs = [record["config"] | rows.UNSAID | record["config"] for record in self.records]
         settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
-        hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
+        hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
         return settings.drop(columns=hidden, errors="ignore").loc[:, lambda some: some.fillna(False).any()]
 
 
@@ -74,7 +66,7 @@ def read_runs(paths: list[Path]) -> Runs:
     if not records:
         raise UserError(f"no loss.json to compare in {', '.join(map(str, paths))}")
     table, paths = pd.DataFrame(columns), list(records)
-    for number, group in enumerate(grouped(records)):
+    for number, group in enumerate(rows.grouped(records)):
         for row in group:
             runs = sorted(paths.index(path) for path in row)
             table.loc[runs, ["group", "row"]] = number, runs[0]
@@ -166,10 +158,10 @@ def names_of(runs: Runs, keys: pd.Series) -> dict[object, str]:
     differs follows, as TELL_APART has it.
     """
     first, names = runs.table.groupby(keys, sort=False).first(), {}
-    for model, rows in runs.settings().groupby(keys, sort=False).first().groupby("model"):
-        columns = rows.columns.drop("model")
-        for key, row in rows.iterrows():
-            parts = [setting_text(name, row[name]) for name in columns if not is_usual(rows[name], row[name])]
+    for model, same in runs.settings().groupby(keys, sort=False).first().groupby("model"):
+        columns = same.columns.drop("model")
+        for key, row in same.iterrows():
+            parts = [setting_text(name, row[name]) for name in columns if not is_usual(same[name], row[name])]
             names[key] = ", ".join([str(model), *parts])
     folders = runs.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
     top = os.path.commonpath([*folders])
