@@ -1,9 +1,9 @@
-"""What the CIFAR-10 experiments share, from the top: a run, and what it calls, in the order in which it calls it.
+"""What the CIFAR-10 experiments share: `run`, and below it what `run` calls, in the order of the calls.
 
 what is to be trained -> begun or resumed -> trained: epochs, steps, tests -> saved and written -> the command line
 
 An experiment script states its `Settings` and calls `main`; a notebook calls `run`, and `load` for a trained model.
-Nothing runs on import, except that OpenMP is asked, before torch loads it, not to keep a core busy while it waits.
+Importing this runs nothing, but sets one environment variable for OpenMP.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import NoReturn
 
 import numpy as np
 
-# GNU OpenMP's threads spin while they wait for one that the system has put aside: with a busy neighbour an epoch takes
-# many times as long. Not to spin at all costs two fifths of the speed on an idle machine (benchmarks/README.md).
-# OpenMP reads this once, when torch loads it; whoever has asked for anything or has torch keeps it.
+# GNU OpenMP's threads spin while they wait for each other: when another program needs a core, an epoch takes many times
+# as long. Without any spinning, an idle machine loses two fifths of its speed (benchmarks/README.md). So they spin
+# briefly. OpenMP reads the variable when torch loads it; what the user has set stays.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
@@ -52,8 +52,8 @@ from cifar10lab.devices.execution import (
 )
 from cifar10lab.devices.processes import (
     all_reduce,
-    first_to_say,
     from_rank_0,
+    is_first_report,
     launch_note,
     note_launch,
     share_buffers,
@@ -72,7 +72,7 @@ from cifar10lab.models.trial import try_model
 from cifar10lab.results.descriptions import describe_epoch, describe_result, describe_seeds
 from cifar10lab.results.history import HISTORY, best_epoch, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
-from cifar10lab.results.reference import standing
+from cifar10lab.results.reference import beside_reference
 from cifar10lab.settings.code import code_record
 from cifar10lab.settings.differences import describe, differences
 from cifar10lab.settings.experiment import (
@@ -82,7 +82,7 @@ from cifar10lab.settings.experiment import (
     config_of,
     options_of,
     parse_arguments,
-    stated_settings,
+    settings_of_script,
 )
 from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption
@@ -90,13 +90,13 @@ from cifar10lab.terminal.output import end_by_signal, make_output_last, progress
 
 __all__ = ["Interface", "Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
 
-CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; the CPU's stay in its cache
+CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; a CPU's chunk fits into its cache
 EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
 TRAIN_EVALUATION_IMAGES = 10_000
 
 
 class Interrupted(Exception):
-    """A signal to stop arrived during training, and what was done is saved; `args[0]` is its number."""
+    """Training was stopped by a signal and saved; `args[0]` is the signal's number."""
 
     def __str__(self) -> str:
         return f"stopped by signal {self.args[0]} and saved: go on with resume=True"
@@ -104,19 +104,20 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Training:
-    """What belongs to one run and stays while its state moves on."""
+    """What stays the same in a run while its `State` moves on."""
 
     settings: Settings
     execution: Execution
-    data: Data  # from `ready_to_train` on, on the execution's device
+    data: Data  # on the CPU; from `ready_to_train` on, on the execution's device
     model: nn.Module  # whose weights are trained and saved
-    folder: Path  # of the run's files
-    changed: str = ""  # in what the settings differ from the stated ones, as "lr=0.01,seed=1"
-    code: dict[str, object] = dataclasses.field(default_factory=dict)  # which code this is, as loss.json keeps it
-    started: str = ""  # as "2026-11-29T20:15:00+01:00"
-    signals: list[int] = dataclasses.field(default_factory=list)  # numbers of those that have arrived
-    network: nn.Module | None = None  # from `ready_to_train` on: the model in its precision, wrapped for its GPUs or
-    optimizer: torch.optim.Optimizer | None = None  # processes, and what trains it
+    folder: Path  # for the run's files
+    changed: str = ""  # settings that differ from the stated ones, as "lr=0.01,seed=1"
+    code: dict[str, object] = dataclasses.field(default_factory=dict)  # as `code_record` makes it
+    started: str = ""  # when, as "2026-11-29T20:15:00+01:00"
+    signals: list[int] = dataclasses.field(default_factory=list)  # numbers of the signals that have arrived
+    # Made by `ready_to_train`; `network` is the model in its precision, wrapped for its GPUs or processes.
+    network: nn.Module | None = None
+    optimizer: torch.optim.Optimizer | None = None
 
     @property
     def interface(self) -> Interface:
@@ -126,63 +127,63 @@ class Training:
 
 @dataclass(frozen=True)
 class State:
-    """How far a run has come. `checkpoint.pth` has these entries beside those of model and optimizer.
+    """How far a run has come; `checkpoint.pth` holds this beside the states of model and optimizer.
 
-    No random-number state is needed: `epoch_chunks` derives all of it from seed, epoch and step.
+    It has no state of random generators: `epoch_chunks` seeds them from the run's seed, the epoch and the step.
     """
 
-    epoch: int = 1  # in progress
-    step: int = 0  # its steps so far,
-    # their losses, float32 (steps,), summed over this process's images (on disk, over those of all processes),
+    epoch: int = 1  # the one in progress
+    step: int = 0  # how many of its steps are done
+    # The losses of these steps, float32 (steps,), each summed over this process's images; on disk, over all images.
     losses: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))
-    seconds: float = 0.0  # and the time they took
-    total_seconds: float = 0.0  # the run's, with evaluations and saving
+    seconds: float = 0.0  # that these steps took
+    total_seconds: float = 0.0  # of the run, with evaluation and saving
     history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
     steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
     best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    parts: list[dict] = dataclasses.field(default_factory=list)  # those before this one, as `parts_so_far` has them
-    mirrored_test_accuracy: float | None = None  # of a run that has ended, and trained with flips
+    parts: list[dict] = dataclasses.field(default_factory=list)  # the earlier ones, as `parts_so_far` makes them
+    mirrored_test_accuracy: float | None = None  # at the end of a run with `augment`
 
 
-def run(settings: Settings, stated: Settings | None = None) -> dict:
-    """Train as the experiment's script does with these settings; what it writes to `loss.json`.
+def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
+    """Train as the experiment's script does, with these settings; returns what is written to `loss.json`.
 
-    The folder is named after what differs from the `stated` settings, by default those of the experiment's script.
-    Raises UserError for what the user can put right, and Interrupted after a signal; the same settings
-    with `resume=True` then go on. Under `torchrun`, or in a process group that the caller has made, only rank 0 reads,
-    writes and prints. A run in another thread of this process waits for its end.
+    The folder is named after what differs from `stated_settings`, by default those of the experiment's script.
+    Raises UserError for what the user can put right, and Interrupted after a signal: `resume=True` then continues.
+    Under `torchrun`, or in a process group that the caller has made, only rank 0 reads, writes and prints.
+    Runs in several threads of a process wait for each other.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(own_process_state())
-        training, warning = to_be_trained(settings, stated)
-        first = training.execution.rank == 0
-        if first:
+        training, warning = to_be_trained(settings, stated_settings)
+        is_rank_0 = training.execution.rank == 0
+        if is_rank_0:
             stack.enter_context(locked(training.folder))
             sys.stderr.write(warning)
             announce(training)
-        saved = from_rank_0(saved_run(training) if first else None)
+        saved = from_rank_0(saved_run(training) if is_rank_0 else None)
         if saved and "result" in saved:
             return saved
         training = ready_to_train(training, saved)
         stack.enter_context(process_settings(training.execution.device, training.signals))
         state = train(training, continue_from(training, saved) if saved else State())
         record = run_record(training, state)
-        if first:
+        if is_rank_0:
             write_results(training, record, state.best_model)
             note_launch(training.execution.store, training.folder, "finished")
-            sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # once more, in short
+            sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # its first line, once more
     return record
 
 
 # --- What is to be trained --------------------------------------------------------------------
 
 
-def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training, str]:
-    """The settings' model and data, and where they are trained; and a warning if nobody asked for these data.
+def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple[Training, str]:
+    """The settings' model, data and devices; and a warning if the data are a stand-in that nobody asked for.
 
-    UserError if they don't fit each other.
+    UserError if these don't fit each other.
     """
-    stated = stated or stated_settings(settings.experiment) or settings
+    stated_settings = stated_settings or settings_of_script(settings.experiment) or settings
     settings = checked(settings)
     model = build_model(settings)
     interface = interface_of(model)
@@ -190,20 +191,20 @@ def to_be_trained(settings: Settings, stated: Settings | None) -> tuple[Training
     same = torch.tensor(int(from_rank_0(config_of(settings)) == config_of(settings)))
     if all_reduce(same) < execution.world_size:
         raise UserError("the processes of a group train one model together: all must be given the same settings")
-    data, warning = from_rank_0(data_of(settings, execution) if execution.rank == 0 else None)
+    data, warning = from_rank_0(load_run_data(settings, execution) if execution.rank == 0 else None)
     data = hold_out(data, settings.validation_images)
     with torch.no_grad():
         interface.initialise(data.train_images)
-    last = len(data.train_labels) % settings.batch_size or settings.batch_size
-    try_model(model, execution, sizes_of(settings), last // execution.world_size)
-    differing = differences(config_of(settings), config_of(stated))
+    last_batch = len(data.train_labels) % settings.batch_size or settings.batch_size
+    try_model(model, execution, sizes_of(settings), last_batch // execution.world_size)
+    differing = differences(config_of(settings), config_of(stated_settings))
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     return Training(settings, execution, data, model, folder, changed, code_record(settings), started), warning
 
 
-def data_of(settings: Settings, execution: Execution) -> tuple[Data, str]:
-    """The settings' data; and a warning if nobody asked for them, which in several processes is a UserError."""
+def load_run_data(settings: Settings, execution: Execution) -> tuple[Data, str]:
+    """`load_data` for the settings. Several processes never train on a stand-in that nobody asked for: UserError."""
     if execution.parallel != "DistributedDataParallel":
         return load_data(settings.dataset, settings.data_dir)
     try:
@@ -213,10 +214,7 @@ def data_of(settings: Settings, execution: Execution) -> tuple[Data, str]:
 
 
 def build_model(settings: Settings) -> nn.Module:
-    """The settings' model, with weights drawn from their seed.
-
-    WrongOption for options and an optimizer that it can't take.
-    """
+    """The settings' model, its weights drawn from their seed; WrongOption for options or an optimizer it can't take."""
     seed_generators(settings.seed)
     model = make_model(settings.model, options_of(settings))
     if settings.optimizer != "sgd" and interface_of(model).optimizer:
@@ -228,13 +226,13 @@ def build_model(settings: Settings) -> nn.Module:
 
 
 def run_folder(settings: Settings, differing: dict[str, object], dataset: str) -> Path:
-    """modelset/<experiment>/, with a subfolder named after what differs from the stated settings."""
+    """`--output`, or modelset/Resnet/, say, or modelset/Resnet/lr=0.01,seed=1/ with the settings that differ."""
     name = describe(differing if dataset == "cifar10" else differing | {"dataset": dataset})
     return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", name))
 
 
 def announce(training: Training) -> None:
-    """Print what is about to be trained, and in what it differs from the stated settings; all are in loss.json."""
+    """Print what is about to be trained, where, on which data, and how it differs from the stated settings."""
     data, execution = training.data, training.execution
     print(f"{training.settings.experiment}, {training.changed.replace(',', ', ') or 'as stated'}")
     print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
@@ -248,20 +246,20 @@ def announce(training: Training) -> None:
 
 
 def saved_run(training: Training) -> dict | None:
-    """With `--resume` the folder's checkpoint, or the record of its finished run, or None to start at the beginning.
+    """The folder's checkpoint, or the record of its finished run; None to start at the beginning. Prints which.
 
-    Prints which, and why; processes that torchrun starts again continue, too.
-    UserError if what is to be continued is damaged or of other settings; without `--resume` a checkpoint is set aside.
+    Continues with `--resume`, or when torchrun has restarted the processes; otherwise sets a checkpoint aside.
+    UserError if the checkpoint or record is damaged or has other settings.
     """
-    path, resume, again = training.folder / "checkpoint.pth", training.settings.resume, training.execution.again
+    path, resume, restarted = training.folder / "checkpoint.pth", training.settings.resume, training.execution.restarted
     note = launch_note(training.execution.store, training.folder)
     if not path.is_file():
         if resume or note == "finished":
             return finished_run(training)
-        if again or note:
+        if restarted or note:
             print(f"started again, but on {platform.node()} there is no {path}: starting at the beginning")
         return None
-    if not (resume or again or note):
+    if not (resume or restarted or note):
         kept = move_earlier(training.folder, path.name)
         print(f"{path} is of an interrupted run, which --resume would continue. Starting afresh; it is now in {kept}.")
         return None
@@ -275,7 +273,7 @@ def saved_run(training: Training) -> dict | None:
 
 
 def finished_run(training: Training) -> dict | None:
-    """The record of the folder's finished run, or None if there is none; UserError if it is of other settings."""
+    """The record of the folder's finished run, None without one; UserError if it has other settings."""
     folder, path = training.folder, training.folder / "loss.json"
     if not all((folder / name).is_file() for name in ("best_model.pth", "model.pth", "loss.json")):
         print(f"no checkpoint in {folder}: starting at the beginning")
@@ -290,7 +288,7 @@ def finished_run(training: Training) -> dict | None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """A `checkpoint.pth`; UserError if it is damaged or another file."""
+    """What a `checkpoint.pth` holds; UserError if it is damaged or no checkpoint of these scripts."""
     checkpoint = read_torch(path)
     needed = {"config", "code", "dataset", "model", "optimizer", *vars(State())}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
@@ -299,19 +297,18 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def check_same_run(saved: dict, training: Training, path: Path) -> None:
-    """UserError that lists what differs from the settings and data of a checkpoint or a finished run.
+    """UserError if settings or data differ from those of `saved`, a checkpoint or a run's record; it lists them.
 
-    A constant learning rate does not depend on the epochs to come, so that a checkpoint may have more of them, if all
-    images have one size.
+    A checkpoint may be given more epochs if neither the learning rate nor the images' size depends on their number.
     """
-    settings, was = training.settings, saved["config"]
-    changed = differences(config_of(settings), was)
+    settings, before = training.settings, saved["config"]
+    changed = differences(config_of(settings), before)
     independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1
-    if independent and settings.epochs >= was["epochs"] and "result" not in saved:
+    if independent and settings.epochs >= before["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
-    texts = [f"{name} {was.get(name)} -> {value}" for name, value in changed.items()]
+    texts = [f"{name} {before.get(name)} -> {value}" for name, value in changed.items()]
     data, before = dataset_record(training.data), saved["dataset"]
-    if "checksum" in before:  # the images and their order decide, not the form in which they lie there
+    if "checksum" in before:  # the images and their order count, not the files that they are in
         data, before = ({"images": record["source"], "checksum": record["checksum"]} for record in (data, before))
         same = data["checksum"] == before["checksum"]
         texts += [] if same else [f"other images or in another order: {before['images']} -> {data['images']}"]
@@ -325,7 +322,7 @@ def check_same_run(saved: dict, training: Training, path: Path) -> None:
 
 
 def ready_to_train(training: Training, checkpoint: dict | None = None) -> Training:
-    """The same with data and model on their device, and a network and an optimizer; in the checkpoint's precision."""
+    """`training` with its data and model on their device, a network and an optimizer; in the checkpoint's precision."""
     execution, settings = training.execution, training.settings
     precision = from_rank_0(execution.precision)  # machines may differ
     if checkpoint and checkpoint["parts"]:
@@ -334,8 +331,8 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     if execution.rank == 0:
         note_launch(execution.store, training.folder, "begun")
     model, interface = to_device(training.model, execution.device), training.interface
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(learning, settings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(trained, settings)
     for group in optimizer.param_groups:
         group["lr_ratio"] = float(group["lr"]) / settings.lr if settings.lr else 0.0
     if settings.lr and all(group["lr_ratio"] != 1 for group in optimizer.param_groups) and execution.rank == 0:
@@ -352,7 +349,7 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
 
 
 def torch_optimizer(parameters: Iterable, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer that the settings state."""
+    """The optimizer that `settings.optimizer` names."""
     if settings.optimizer == "sgd":
         return sgd(parameters, settings)
     rates = {"lr": settings.lr, "betas": (settings.momentum, 0.999), "weight_decay": settings.weight_decay}
@@ -360,20 +357,20 @@ def torch_optimizer(parameters: Iterable, settings: Settings) -> torch.optim.Opt
 
 
 def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
-    """SGD as the settings state it, over parameters or groups of them."""
+    """SGD with the settings' values; `parameters` may be groups, as torch's optimizers take them."""
     rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     return torch.optim.SGD(parameters, **rates, nesterov=settings.nesterov, fused=True)
 
 
 def continue_from(training: Training, checkpoint: dict) -> State:
-    """Load a checkpoint's model and optimizer; its state, as training goes on from it."""
+    """Load a checkpoint's states into model and optimizer; returns the `State` from which training goes on."""
     training.model.load_state_dict(checkpoint["model"])
     training.optimizer.load_state_dict(checkpoint["optimizer"])
     state = State(**{name: checkpoint[name] for name in vars(State()) if name in checkpoint})
     now = {"environment": environment_in_use(training), "code": training.code}
     same = state.parts and now.items() <= state.parts[-1].items()
-    # Losses so far are those of all processes: rank 0's share from here on.
-    losses = state.losses * (training.execution.rank == 0)
+    # Losses on disk are sums over all processes: rank 0 goes on with them, the others with 0.
+    losses = state.losses if training.execution.rank == 0 else torch.zeros_like(state.losses)
     return dataclasses.replace(state, losses=losses, parts=state.parts[:-1] if same else state.parts)
 
 
@@ -381,16 +378,15 @@ def continue_from(training: Training, checkpoint: dict) -> State:
 
 
 def train(training: Training, state: State) -> State:
-    """Train on from `state` to the run's last epoch, save it after each, and return it.
+    """Train from `state` to the run's last epoch, saving after each epoch; returns the last state.
 
-    When a signal arrives, the steps so far are saved and Interrupted is raised. Raises UserError when the loss
-    becomes NaN or infinite.
+    When a signal arrives, saves the steps so far and raises Interrupted. UserError if a loss is NaN or infinite.
     """
     began = time.perf_counter() - state.total_seconds
     while state.epoch <= training.settings.epochs:
         try:
             for reached in train_epoch(training, state):
-                state = reached  # also when a signal ends the epoch early
+                state = reached  # kept when a signal ends the epoch early
             losses = all_reduce(state.losses)
             check_finite(losses, state.epoch, 0)
             row = evaluate_epoch(training, state, losses)
@@ -409,15 +405,12 @@ def train(training: Training, state: State) -> State:
 
 
 def train_epoch(training: Training, state: State) -> Iterator[State]:
-    """Train to the end of the epoch in progress; the state after each chunk, and at the end.
+    """Train to the end of the epoch in progress; yields the state after each chunk, and at the end.
 
-    Raises Interrupted when a signal has arrived: the state before it is then the one to be saved.
+    Raises Interrupted when a signal has arrived: the state yielded last is then the one to save.
     """
-    count, size, on_cpu = (
-        len(training.data.train_labels),
-        training.settings.batch_size,
-        training.execution.device.type == "cpu",
-    )
+    count, size = len(training.data.train_labels), training.settings.batch_size
+    on_cpu = training.execution.device.type == "cpu"
     title, done = f"epoch {state.epoch}/{training.settings.epochs}", min(state.step * size, count)
     with tiny_steps(size), progress_bar(title, count, done, hidden=training.execution.rank != 0) as bar:
         started = time.perf_counter() - state.seconds
@@ -437,12 +430,11 @@ def train_epoch(training: Training, state: State) -> Iterator[State]:
 
 
 def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list, list]]:
-    """The epoch's batches from `step` on, prepared a chunk of them at a time.
+    """The epoch's batches from `step` on, prepared in chunks of several batches.
 
-    Yields this process's shares of the batches, (images float32, labels), the whole batches' sizes, and the learning
-    rates of their steps.
-    Order and augmentation follow from seed and epoch alone: neither the number of processes nor
-    an interruption changes them. Dropout's masks follow from seed, epoch, step and rank, by a stream of their own.
+    Yields for each chunk this process's share of every batch, (images float32, labels int64), every batch's whole size,
+    and every step's learning rate. Order and augmentation depend on seed and epoch alone, not on the number of
+    processes or on interruptions; dropout's masks depend on seed, epoch, first step of the chunk, and rank.
     """
     data, rank, seed, settings = training.data, training.execution.rank, training.settings.seed, training.settings
     count, device = len(data.train_labels), training.execution.device
@@ -454,10 +446,10 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
     if settings.flips == "alternating":
         first_flips = torch.rand(count, generator=generator.manual_seed(mixed_seed(seed, 0))).lt(0.5).to(device)
         flips = (first_flips ^ (epoch % 2 == 0))[order]
-    steps = torch.arange(count, device=device).split(settings.batch_size)  # each one's positions in that order
+    steps = torch.arange(count, device=device).split(settings.batch_size)  # each step's positions in `order`
     chunk_steps = max(1, CHUNK_IMAGES[device.type] // settings.batch_size)
     for first in range(step, len(steps), chunk_steps):
-        seed_generators(mixed_seed(seed, epoch, first, rank, 1))  # 0s at the end would change nothing
+        seed_generators(mixed_seed(seed, epoch, first, rank, 1))  # ends in 1: SeedSequence ignores 0s at the end
         chunk = steps[first : first + chunk_steps]
         shares = [positions.tensor_split(training.execution.world_size)[rank] for positions in chunk]
         share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
@@ -489,9 +481,9 @@ def seed_generators(seed: int) -> None:
 def train_chunk(
     training: Training, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]
 ) -> Tensor:
-    """One step per batch, on this process's shares of them; float32 (batches,): each loss, summed over its images.
+    """Take one step for each batch's share, at its learning rate in `rates`; minimises the mean over the whole batch.
 
-    What is minimised is the mean over the whole batch, whose size `sizes` has, at the learning rate in `rates`.
+    `sizes` are those of the whole batches. Returns each share's loss, summed over its images, float32 (batches,).
     """
     set_mode(training, train=True)
     losses, parameters, world_size = [], list(training.model.parameters()), training.execution.world_size
@@ -510,7 +502,7 @@ def train_chunk(
 
 
 def set_mode(training: Training, train: bool) -> None:
-    """Put the model into that mode, and an optimizer that has modes, as those of the package schedulefree."""
+    """Put the model into train or eval mode, and an optimizer that has modes, as those of the package schedulefree."""
     training.model.train(train)
     switch = getattr(training.optimizer, "train" if train else "eval", None)
     if switch:
@@ -518,10 +510,10 @@ def set_mode(training: Training, train: bool) -> None:
 
 
 def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str, float]:
-    """What the ended epoch, whose steps had these losses, adds to the history."""
+    """The history's row for the epoch that has ended; `losses` are those of its steps."""
     data, some = training.data, evaluated_images(training.data)
     seed_generators(mixed_seed(training.settings.seed, state.epoch, training.execution.rank, 2))
-    share_buffers(training.model)  # rank 0's are saved
+    share_buffers(training.model)  # those of rank 0 are saved
     _, train_accuracy = evaluate(training, data.train_images[some], data.train_labels[some])
     test_loss, test_accuracy = evaluate(training, data.test_images, data.test_labels)
     check_finite(torch.tensor(test_loss), state.epoch, state.step - 1)
@@ -536,9 +528,10 @@ def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str
 
 
 def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in per cent, in eval mode, over all processes; the mode stays.
+    """Mean cross-entropy and accuracy in per cent, over all processes. Leaves the model in eval mode.
 
-    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, logits are means of both sides.
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, the logits are the mean of an
+    image's and its mirror image's.
     """
     execution, network, sums = training.execution, InPrecision(training.model, training.execution.precision), []
     set_mode(training, train=False)
@@ -555,12 +548,12 @@ def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool 
 
 
 def evaluated_images(data: Data) -> slice:
-    """The training images that the training accuracy is measured on, spread over the classes."""
+    """Every n-th training image, so that all classes are among them: the training accuracy is measured on these."""
     return slice(0, None, -(-len(data.train_labels) // TRAIN_EVALUATION_IMAGES))
 
 
 def check_signals(training: Training) -> None:
-    """Interrupted if a signal has arrived: a signal to one process stops all of them after the same step."""
+    """Raise Interrupted if a signal has arrived in any process: all of them stop after the same step."""
     number = max(training.signals, default=0)
     if training.execution.world_size > 1:
         numbers = torch.tensor(number)
@@ -571,7 +564,7 @@ def check_signals(training: Training) -> None:
 
 
 def check_finite(losses: Tensor, epoch: int, step: int) -> None:
-    """UserError that names the step, counted on from `step`, at which a loss is NaN or infinite."""
+    """UserError that names the first step with a NaN or infinite loss; `step` steps came before `losses`."""
     finite = losses.isfinite().cpu()
     if not finite.all():
         step += int(finite.int().argmin()) + 1
@@ -582,7 +575,7 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
 
 
 def next_epoch(training: Training, state: State, losses: Tensor, row: dict[str, float]) -> State:
-    """The state at the beginning of the next epoch: the ended one's steps had these losses; `row` is its history."""
+    """The state at the beginning of the next epoch; `losses` and `row`, for the history, are those of the ended one."""
     history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
     best = best_epoch(history)[0] == row["epoch"]
     size, count = training.settings.batch_size, len(training.data.train_labels)
@@ -596,7 +589,7 @@ def next_epoch(training: Training, state: State, losses: Tensor, row: dict[str, 
 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict on the CPU, with the names that it has without `torch.compile`."""
+    """A copy of the state dict on the CPU, named as without `torch.compile`."""
     weights = {plain_name(name): value for name, value in model.state_dict().items()}
     return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in weights.items()}
 
@@ -620,7 +613,7 @@ def record_head(training: Training) -> dict[str, object]:
 
 
 def parts_so_far(training: Training, state: State) -> list[dict]:
-    """A run's parts, each trained in one environment and by one code, with both, its training images and seconds."""
+    """The run's parts, more than one if it was resumed in another environment or by other code."""
     count, history, size = len(training.data.train_labels), state.history, training.settings.batch_size
     images = count * len(history["epoch"]) + min(state.step * size, count)
     images -= sum(part["images"] for part in state.parts)
@@ -630,7 +623,7 @@ def parts_so_far(training: Training, state: State) -> list[dict]:
 
 
 def environment_in_use(training: Training) -> dict[str, object]:
-    """Where the run is trained, with the threads that its steps use."""
+    """The environment's record, with the number of threads that the run's steps use."""
     with tiny_steps(training.settings.batch_size):
         return environment_record(training.execution)
 
@@ -656,10 +649,7 @@ def run_record(training: Training, state: State) -> dict:
 
 
 def write_results(training: Training, record: dict, best_model: dict[str, Tensor]) -> None:
-    """Put a finished run's four files into its folder; only then is its checkpoint removed.
-
-    Results of other code that are there are moved into a folder of their own.
-    """
+    """Write a finished run's four files, then remove its checkpoint. Results of other code are first moved away."""
     folder = training.folder
     if code_of_results(folder) not in (None, training.code):
         kept = move_earlier(folder, *RESULTS)
@@ -673,25 +663,25 @@ def write_results(training: Training, record: dict, best_model: dict[str, Tensor
     except OSError as error:  # on Windows, another program may have it open
         print(f"warning: the run has ended, but {error.filename} can't be removed: {error.strerror}", file=sys.stderr)
     print(f"{record['result']['train_seconds']:.1f} s of training; results in {folder}")
-    print(f"{describe_result(record['result'])}{standing(record)}")
+    print(f"{describe_result(record['result'])}{beside_reference(record)}")
 
 
 # --- The command line -------------------------------------------------------------------------
 
 
-def main(stated: Settings, description: str | None) -> None:
-    """Run an experiment script: its stated settings, with the command line's changes. Nothing, while it is imported.
+def main(stated_settings: Settings, description: str | None) -> None:
+    """Run an experiment script: its stated settings, with the command line's changes. Does nothing on import.
 
-    Exit codes: 0; 1 for what went wrong; 2 for wrong arguments. After SIGHUP, Ctrl-C or SIGTERM it ends by that signal.
+    Exit codes: 0; 1 for an error; 2 for wrong arguments. After SIGHUP, Ctrl-C or SIGTERM it ends by that signal.
     """
     if is_being_imported():
         return
     make_output_last()
     try:
-        every = parse_arguments(stated, description)
-        records = [run(settings, stated) for settings in every]
+        all_settings = parse_arguments(stated_settings, description)
+        records = [run(settings, stated_settings) for settings in all_settings]
         if len(records) > 1 and os.environ.get("RANK", "0") == "0":
-            print(f"\n{describe_seeds(records)}{standing(records[0])}")
+            print(f"\n{describe_seeds(records)}{beside_reference(records[0])}")
     except WrongOption as error:
         fail(f"{Path(sys.argv[0]).name}: error: {error}", 2)
     except UserError as error:
@@ -707,7 +697,7 @@ def main(stated: Settings, description: str | None) -> None:
         end_by_signal(signal.SIGINT)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
-            sizes = [name for name, value in options_of(every[0]).items() if type(value) is int]
+            sizes = [name for name, value in options_of(all_settings[0]).items() if type(value) is int]
             flags = " or ".join(f"--{name.replace('_', '-')}" for name in ["batch_size", *sizes])
             fail(f"error: there is not enough memory: try a smaller {flags}")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
@@ -716,7 +706,7 @@ def main(stated: Settings, description: str | None) -> None:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """Exit; of torchrun's processes that have the same message, one shows it."""
-    if first_to_say(message):
+    """Exit with a message; if several of torchrun's processes have the same one, only the first prints it."""
+    if is_first_report(message):
         print(message, file=sys.stderr)
     sys.exit(code)

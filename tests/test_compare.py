@@ -291,18 +291,19 @@ def test_the_original_beside_us() -> None:
 
 def test_how_a_run_stands() -> None:
     run = json.loads((reference.REFERENCE / "original_version_model" / "loss.json").read_text())
-    standing = " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"
-    assert reference.standing(run) == standing
-    assert reference.standing(run | {"dataset": run["dataset"] | {"source": "download"}, "code": BEFORE}) == standing
+    expected = " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"
+    assert reference.beside_reference(run) == expected
+    downloaded = run | {"dataset": run["dataset"] | {"source": "download"}, "code": BEFORE}
+    assert reference.beside_reference(downloaded) == expected
     elsewhere = run | {"environment": run["environment"] | {"device": "NVIDIA H100"}}
-    assert reference.standing(elsewhere) == " (the original: 60 %)", "a row is of one kind of device"
-    assert reference.standing(run | {"dataset": run["dataset"] | {"name": "synthetic"}}) == ""
-    assert reference.standing(invented(LENET, lr=0.77)) == ""
+    assert reference.beside_reference(elsewhere) == " (the original: 60 %)", "a row is of one kind of device"
+    assert reference.beside_reference(run | {"dataset": run["dataset"] | {"name": "synthetic"}}) == ""
+    assert reference.beside_reference(invented(LENET, lr=0.77)) == ""
 
 
 def test_a_broken_reference_is_a_warning(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(reference, "REFERENCE", put(tmp_path, {"config": 3}))
-    assert reference.standing(invented(LENET)) == "" and "can't be read: KeyError" in capsys.readouterr().err
+    assert reference.beside_reference(invented(LENET)) == "" and "can't be read: KeyError" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -506,7 +507,7 @@ DIFFERENCES = {
 def test_the_difference_of_two_rows(case: str) -> None:
     first, second, expected = DIFFERENCES[case]
     found = difference(*(pd.Series(values, dtype=float).dropna() for values in (first, second)))  # by seed
-    assert f"{found}, {found.seeds}{found.singles}" == expected
+    assert f"{found}, {found.seeds}{found.by_seed}" == expected
 
 
 def test_times_are_compared_on_one_processor_alone(tables) -> None:

@@ -11,11 +11,11 @@ from conftest import ROOT
 from cifar10lab.results.descriptions import describe_epoch, describe_result
 from cifar10lab.results.reference import (
     REFERENCE,
+    beside_reference,
     mean_text,
     original_accuracy,
     reference_accuracies,
     reference_runs,
-    standing,
 )
 
 READMES = ("README.md", "README.zh-CN.md")
@@ -76,7 +76,7 @@ def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
     history, images = record["history"], record["dataset"]["train_images"]
     first = {name: values[0] for name, values in history.items()}
     assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
-    assert f"\n{describe_result(record['result'])}{standing(record)}\n" in text
+    assert f"\n{describe_result(record['result'])}{beside_reference(record)}\n" in text
 
 
 def test_the_benchmarks_tables_are_those_that_it_measured(throughput: dict) -> None:

@@ -73,7 +73,7 @@ def compared(claim: str, less: pd.Series, more: pd.Series, judged: bool = True) 
     found = difference(less, more)
     outcome = HOLDS if found.value > found.error else CONTRADICTED if found.value < -found.error else UNDECIDED
     outcome = OPEN if math.isnan(found.error) else outcome
-    return claim, f"{found} points", found.seeds + found.singles, outcome if judged else ""
+    return claim, f"{found} points", found.seeds + found.by_seed, outcome if judged else ""
 
 
 def model_choice(rows: Rows) -> list[Evidence]:

@@ -44,7 +44,7 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
     ends = curve.mean.index.to_numpy(float), curve.mean["seconds"].to_numpy()
     for column, what in enumerate(("loss", "accuracy"), 1):
         for kind in ("test", "train"):
-            middle = 0.5 * (kind == "train" and what == "loss")
+            middle = 0.5 if kind == "train" and what == "loss" else 0
             for places, x in zip(over.values(), ends, strict=True):
                 places.append(x - middle * np.diff(x, prepend=0))
             name, digits = f"{kind}_{what}", 4 if what == "loss" else 2

@@ -44,7 +44,7 @@ class Runs:
 
     def settings(self) -> pd.DataFrame:
         """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
-        configs = [record["config"] | rows.UNSAID | record["config"] for record in self.records]
+        configs = [record["config"] | rows.UNRECORDED | record["config"] for record in self.records]
         settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
         hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
         return settings.drop(columns=hidden, errors="ignore").loc[:, lambda some: some.fillna(False).any()]
@@ -66,7 +66,7 @@ def read_runs(paths: list[Path]) -> Runs:
     if not records:
         raise UserError(f"no loss.json to compare in {', '.join(map(str, paths))}")
     table, paths = pd.DataFrame(columns), list(records)
-    for number, group in enumerate(rows.grouped(records)):
+    for number, group in enumerate(rows.row_groups(records)):
         for row in group:
             runs = sorted(paths.index(path) for path in row)
             table.loc[runs, ["group", "row"]] = number, runs[0]

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cifar10lab.devices.batch_norm import BatchNorm2d
-from cifar10lab.devices.processes import join_processes, leave_processes, started_again
+from cifar10lab.devices.processes import any_restarted, join_processes, leave_processes
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 
@@ -39,8 +39,8 @@ class Execution:
     parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
     rank: int = 0
     world_size: int = 1  # processes
-    store: dist.Store | None = None  # of torchrun, which mostly outlives those that it starts again
-    again: bool = False  # whether torchrun has started any of the processes again
+    store: dist.Store | None = None  # torchrun's, which outlives the processes
+    restarted: bool = False  # whether torchrun has restarted a process
 
 
 def device_name(text: str) -> str:
@@ -69,7 +69,7 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
     name, store = join_processes(name)
     number = dist.get_rank(), dist.get_world_size()
-    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, store, started_again())
+    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, store, any_restarted())
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
@@ -166,8 +166,8 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     if execution.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
-        usual = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum
-        if usual:  # on the CPU, where nn.SyncBatchNorm doesn't work
+        plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum
+        if plain:  # on the CPU, where nn.SyncBatchNorm doesn't work
             module.__class__ = BatchNorm2d
     buffers = {type(module) for module in network.modules() if next(module.buffers(recurse=False), None) is not None}
     own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})

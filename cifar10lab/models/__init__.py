@@ -1,1 +1,1 @@
-"""The networks, and what a model of one's own may say of itself."""
+"""The networks, and what your own model may say of itself."""

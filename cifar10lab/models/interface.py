@@ -11,38 +11,37 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Interface:
-    """What a model may say of itself, as its attribute `cifar10_interface` or by a method of that name.
+    """What a model may say of itself, as its attribute `cifar10_interface` or a method of that name.
 
-    Nothing else of a model is looked at: `Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))`, say.
+    In its class, for example: `cifar10_interface = Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))`.
     """
 
-    # Of the normalisation of its images, per channel from 0 to 1; here CIFAR-10's own.
+    # For the normalisation of images from 0 to 1: each channel's mean and standard deviation; by default CIFAR-10's.
     mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
     std: Sequence[float] = (0.2470, 0.2435, 0.2616)
-    # Whether it gains from that memory layout, and from that precision.
+    # Whether the model gains from this memory layout, and from this precision.
     channels_last: bool = False
     bf16: bool = False
-    # Whether its forward does the same with all parameters, whatever the images' values are: it is recorded once, as a
-    # CUDA graph, and several processes look for no parameters that are without a gradient.
+    # Whether the model's forward does the same, with all parameters, whatever the images' values are. It is then
+    # recorded as a CUDA graph, and DistributedDataParallel doesn't look for unused parameters.
     static_graph: bool = False
-    # `optimizer(settings)` makes its own; each of its groups keeps the ratio of its rate to `settings.lr` under every
-    # schedule: {"params": body, "lr": settings.lr / 10}, say. Without it, common.py's `sgd` is used.
+    # `optimizer(settings)` makes the model's own optimizer, in place of the one that `settings.optimizer` names. Its
+    # groups keep their ratio to `settings.lr` under every schedule: {"params": body, "lr": settings.lr / 10}, say.
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
-    # Called once before training with all training images, uint8 (N, 3, 32, 32), in order of their classes if they are
-    # from a folder.
+    # Called once before training with all training images, uint8 (N, 3, 32, 32), an image folder's class by class.
     initialise: Callable[[Tensor], None] = lambda images: None
-    # Options that weights tell without their run, as the length of a tensor: {"width": "conv1.weight"}.
+    # Options that the length of a weight tensor tells, for weights without their run: {"width": "conv1.weight"}.
     lengths: Mapping[str, str] = field(default_factory=dict)
 
 
 def interface_of(model: nn.Module) -> Interface:
-    """What the model says of itself, or the defaults."""
+    """The model's `cifar10_interface`, or the defaults."""
     says = getattr(model, "cifar10_interface", Interface())
     return says() if callable(says) else says
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name in a state dict, as it is without `torch.compile`."""
+    """A tensor's name in a state dict without what `torch.compile` puts into it."""
     return name.replace("_orig_mod.", "")
 
 
@@ -53,11 +52,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def model_input(images: Tensor, interface: Interface) -> Tensor:
-    """What a model takes, of images uint8 (N, 3, H, W), or of any type if their values are from 0 to 255.
-
-    That is float32, less its channel means, over its standard deviations, in its memory layout.
-    """
-    # Filled on the device, since a copy from the host would make it wait for a GPU.
+    """Images (N, 3, H, W) of any type, from 0 to 255 -> float32, normalised and laid out as the model takes them."""
+    # `full` fills on the device: copying from the host would wait for the GPU.
     means, deviations = (
         torch.stack([torch.full((1, 1), 255 * x, device=images.device) for x in values])
         for values in (interface.mean, interface.std)

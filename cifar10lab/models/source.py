@@ -1,4 +1,4 @@
-"""Where a model's class is, and a model made of it."""
+"""Which file a model's class is in, and how it is imported and made from there again."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ HERE = Path(__file__).resolve().parents[2]  # where the scripts are
 
 
 def class_file(model: type[nn.Module]) -> Path | None:
-    """The file of a model's class; None if it is in none, as in a notebook's cell."""
+    """The file that defines the class; None for a notebook's cell."""
     file = getattr(sys.modules.get(model.__module__), "__file__", None)
     return Path(file).resolve() if file else None
 
 
 def source_of(model: type[nn.Module]) -> str | None:
-    """Where the class is, as a run's record has it: its module, if that is in a package, or its file, or None.
+    """Where the class is found again: its module, if that is in a package, or its file; None for a notebook's cell.
 
-    As "torchvision.models.googlenet"; "/home/me/wide-net.py"; "fast_model.py" for a file of this repository.
+    "torchvision.models.googlenet", "/home/me/wide-net.py", or "fast_model.py" for a file of this repository.
     """
     file = class_file(model)
     if file is None or "." in model.__module__:
@@ -35,13 +35,13 @@ def source_of(model: type[nn.Module]) -> str | None:
 
 
 def import_source(source: str) -> ModuleType:
-    """The module that `source_of` names, as it is loaded already, or imported now; UserError if it can't be."""
-    path = HERE / source  # one that is absolute stays as it is
+    """The module that `source_of` names, imported if it isn't loaded already; UserError if that fails."""
+    path = HERE / source  # an absolute path stays as it is
     name = str(path.with_suffix("")).replace(".", "_") if path.suffix == ".py" else source
     for module in (sys.modules.get(loaded) for loaded in ("__main__", path.stem, name)):
         if getattr(module, "__file__", None) and Path(module.__file__).resolve() == path:
             return module
-    sys.path.append(str(path.parent))  # for what it imports from beside it
+    sys.path.append(str(path.parent))  # the file may import its neighbours
     try:
         if name == source:
             return importlib.import_module(source)
@@ -57,12 +57,12 @@ def import_source(source: str) -> ModuleType:
 
 
 def is_being_imported() -> bool:
-    """Whether an import is what runs the caller: a script without `if __name__ == "__main__":` isn't to train then."""
+    """Whether the caller runs in an import: a script without `if __name__ == "__main__":` must not train then."""
     return any(frame.f_code.co_filename.startswith("<frozen importlib") for frame, _ in traceback.walk_stack(None))
 
 
 def make_model(model: type[nn.Module], options: Mapping[str, object]) -> nn.Module:
-    """The model with these options; WrongOption for a ValueError of its constructor, UserError for all other errors."""
+    """`model(**options)`; a ValueError of its constructor becomes a WrongOption, any other error a UserError."""
     try:
         return model(**options)
     except ValueError as error:

@@ -15,17 +15,16 @@ from cifar10lab.terminal.errors import UserError, in_one_line
 
 
 def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest: int = 2) -> None:
-    """Test the model on two images, 32x32, and train it on two of each size, and on a single one if steps have as few.
+    """Test the model on two 32x32 images and train it on two of each of `sizes`; UserError with the reason if it fails.
 
-    Nothing is learnt: the model is afterwards as before, but on its device, in train mode, and with its lazy layers
-    made. `smallest` is the number of images that a process has in the smallest step. UserError with the reason if one
-    of these fails.
+    `smallest` is how many images a process has in the smallest step: if only one, the model is trained on one, too.
+    Its weights and buffers stay; it is then on the device, in train mode, and its lazy layers have shapes.
     """
     device, precision = execution.device, execution.precision
     model.to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         attempt(model, torch.zeros(2, 3, 32, 32, device=device), precision, training=False)
-        with put_back(model):
+        with restored(model):
             for size in sizes:
                 attempt(model, torch.zeros(2, 3, size, size, device=device), precision, training=True)
             if smallest < 2:
@@ -34,7 +33,7 @@ def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest
 
 
 def attempt(model: nn.Module, images: Tensor, precision: str, training: bool) -> None:
-    """Forward, and backward if `training`; `images` from 0 to 255. UserError if that fails or gives no logits."""
+    """Forward, and backward if `training`, on `images` from 0 to 255. UserError if that fails or gives no logits."""
     doing, name = "trained" if training else "tested", type(model).__name__
     few = "" if len(images) > 1 else ", as some steps have with this --batch-size"
     cant = f"{name} can't be {doing} on images {tuple(images.shape)}{few}"
@@ -54,8 +53,8 @@ def attempt(model: nn.Module, images: Tensor, precision: str, training: bool) ->
 
 
 @contextlib.contextmanager
-def put_back(model: nn.Module) -> Iterator[None]:
-    """Parameters and buffers are afterwards as before, and gradients None."""
+def restored(model: nn.Module) -> Iterator[None]:
+    """At the end, give parameters and buffers their values back, and set gradients to None."""
     parameters = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
     values = [buffer.clone() for *_, buffer in buffers]

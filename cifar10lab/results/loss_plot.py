@@ -21,14 +21,14 @@ def draw_losses(run: dict, changed: str) -> bytes:
     history = run["history"]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    smoothed = " (with label smoothing)" * bool(run["config"]["label_smoothing"])
+    smoothed = " (with label smoothing)" if run["config"]["label_smoothing"] else ""
     left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#BBBBBB", label="training, within the epochs")
     marker = "o" if len(history["epoch"]) <= 30 else ""
     for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
         # A mean over an epoch's steps belongs at the middle of the epoch; all else is measured at its end.
-        middles = [epoch - 0.5 * (what == "loss") for epoch in history["epoch"]]
-        label = "training" + smoothed * (what == "loss")
-        axes.plot(middles, history[f"train_{what}"], f"{marker}--", color=TRAIN, ms=4, label=label)
+        shift, label = (0.5, f"training{smoothed}") if what == "loss" else (0, "training")
+        epochs = [epoch - shift for epoch in history["epoch"]]
+        axes.plot(epochs, history[f"train_{what}"], f"{marker}--", color=TRAIN, ms=4, label=label)
         axes.plot(history["epoch"], history[f"test_{what}"], f"{marker}-", color=TEST, ms=4, label="test")
         if f"validation_{what}" in history:
             values = history[f"validation_{what}"]

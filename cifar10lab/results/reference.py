@@ -1,4 +1,4 @@
-"""The results that come with the repository, and the original's own: how a run stands beside them."""
+"""The results that come with the repository, and the original's own: how a run compares with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from cifar10lab.results.rows import NOT_COMPARED, REFERENCE, grouped, model_code, row_key, settings_in_use
+from cifar10lab.results.rows import NOT_COMPARED, REFERENCE, model_code, row_groups, row_key, settings_in_use
 
 ORIGINAL_RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
 
@@ -43,7 +43,7 @@ def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
     key, code = row_key(run), model_code(run)
     same = {path: other for path, other in runs.items() if row_key(other) == key}
     same = {path: other for path, other in same.items() if not code or model_code(other) in ("", code)}
-    rows = [row for group in grouped(same) for row in group]
+    rows = [row for group in row_groups(same) for row in group]
     row = max(rows, key=len, default=[])  # the same seed again on one core, say, is a row of its own
     return [same[path]["result"]["final_test_accuracy"] for path in row]
 
@@ -54,10 +54,10 @@ def mean_text(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}" if values else ""
 
 
-def standing(run: dict[str, object]) -> str:
-    """For a run's last line: " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)", or nothing to compare with.
+def beside_reference(run: dict[str, object]) -> str:
+    """As in " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"; "" if there is nothing to compare with.
 
-    `run` is as in loss.json.
+    `run` is what loss.json holds.
     """
     try:
         values, original = reference_accuracies(reference_runs(), run), original_accuracy(run["config"])

@@ -45,17 +45,17 @@ def image_sizes(text: str) -> str:
 
 
 def flag(help_text: str, default: object = dataclasses.MISSING, **limits: object) -> dataclasses.Field:
-    """A setting with a flag on the command line, and what `checked` lets it be.
+    """A setting with a flag on the command line, and the limits within which `checked` accepts it.
 
-    `limits`: `at_least` and `below` of a number, `choices` of a text, or `parse`: a function that takes the value and
-    returns it, put right, or raises ValueError with the reason.
+    `limits`: `at_least` and `below` for numbers, `choices` for texts, or `parse`, a function that returns the value in
+    its own form or raises ValueError with the reason. `metavar` and `action` are argparse's.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **limits})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One experiment: what its script states, with what the command line changed."""
+    """One experiment: its script's stated settings, with the command line's changes."""
 
     experiment: str  # the script's name
     folder: str  # under modelset/
@@ -70,7 +70,6 @@ class Settings:
     weight_decay: float = flag("L2 regularisation; as the optimizer defines it", 0.0, at_least=0)
     schedule: str = flag("of the learning rate, over the run's epochs", "constant", choices=SCHEDULES)
     resolutions: str = flag(RESOLUTIONS_HELP, "", parse=image_sizes, metavar="PIXELS")
-    # As torch.nn.CrossEntropyLoss defines it.
     label_smoothing: float = flag("part of each label that is shared by all classes", 0.0, at_least=0, below=1)
     augment: bool = flag("random crop and horizontal flip", False)
     crop_padding: int = flag("with --augment: how far crops are shifted", 4, at_least=0, below=32, metavar="PIXELS")
@@ -92,17 +91,17 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 KINDS = typing.get_type_hints(Settings)
-# The settings that decide a run's result, in the order in which loss.json and the names of folders have them: the first
-# four, then the model's own options, then the others.
+# The settings that decide a run's result, in the order of loss.json and of folders' names; there, the model's own
+# options come after the first four.
 RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule", "precision", "epochs", "seed",
             "nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images",
             "resolutions", "optimizer", "cutout")  # fmt: skip
 
 
 def options_of(settings: Settings) -> dict[str, object]:
-    """What the model's constructor gets: its own defaults, if JSON can keep them, and the settings' options instead.
+    """What the model's constructor gets: its defaults, as far as JSON can keep them, updated with `settings.options`.
 
-    A default whose name is that of a setting, such as `device`, is left alone. WrongOption for such an option.
+    Defaults that are named like a setting, such as `device`, are left out; WrongOption for such an option.
     """
     if clash := KINDS.keys() & settings.options.keys():
         raise WrongOption(f"{settings.model.__name__} can't have an option {min(clash)}: every run has such a setting")
@@ -111,17 +110,17 @@ def options_of(settings: Settings) -> dict[str, object]:
 
 
 def is_json(value: object) -> bool:
-    """Whether JSON can keep the value: numbers, texts, None, and lists, tuples and dictionaries of them."""
+    """Whether JSON can keep the value: a number, text or None; or lists, tuples and dictionaries of these."""
     with contextlib.suppress(TypeError, ValueError):
         return bool(json.dumps(value, allow_nan=False))
     return False
 
 
 def option_kinds(model: type[nn.Module]) -> dict[str, type]:
-    """The types of the constructor's arguments: as annotated (int for `int | None`), or those of the defaults."""
+    """Each constructor argument's type: as annotated (int for `int | None`), otherwise its default's."""
     try:
         hints = typing.get_type_hints(model.__init__ if isinstance(model, type) else model)
-    except Exception:  # names that are there for a type checker alone
+    except Exception:  # annotations may name what only a type checker imports
         hints = {}
     kinds = {}
     for name, parameter in inspect.signature(model).parameters.items():
@@ -134,29 +133,29 @@ def option_kinds(model: type[nn.Module]) -> dict[str, type]:
 
 
 def recorded_options(config: Mapping[str, object], model: type[nn.Module]) -> dict[str, object]:
-    """The options in a run's `config`, with tuples where the constructor has them: JSON's lists are both."""
+    """The model's options in a run's `config`; JSON's lists become tuples where the constructor takes tuples."""
     kinds, options = option_kinds(model), {name: value for name, value in config.items() if name not in KINDS}
     tuples = [name for name, value in options.items() if isinstance(value, list) and kinds.get(name) is tuple]
     return options | {name: tuple(options[name]) for name in tuples}
 
 
 def config_of(settings: Settings) -> dict[str, object]:
-    """The settings that decide a run's result, as `loss.json` keeps them; WrongOption if it can't."""
+    """The settings that decide a run's result, as in `loss.json`; WrongOption for options that JSON can't keep."""
     values = {name: getattr(settings, name) for name in RECORDED}
     first = {name: values.pop(name) for name in RECORDED[:4]}
     config = {"model": settings.model.__name__, **first, **options_of(settings), **values}
-    try:  # Python's numbers, also where numpy's were given
+    try:  # NumPy's numbers become Python's
         return json.loads(json.dumps(config, allow_nan=False, default=operator.methodcaller("item")))
     except (AttributeError, TypeError, ValueError) as error:
         raise WrongOption(f"a model's options must be finite numbers, texts or truth values: {error}") from error
 
 
 def checked(settings: Settings) -> Settings:
-    """The settings, within their limits and of their types: Python's numbers in place of numpy's, paths expanded.
+    """The settings in their own types, so that 0.5 from NumPy is Python's and `~` in paths is expanded.
 
-    WrongOption that names what can't be. Both the command line's and a notebook's come here.
+    WrongOption that names a setting beyond its limits. The command line's settings and a notebook's come here alike.
     """
-    values = {name: check(name, getattr(settings, name)) for name, field in FIELDS.items() if field.metadata}
+    values = {name: checked_value(name, getattr(settings, name)) for name, field in FIELDS.items() if field.metadata}
     if values["nesterov"] and not values["momentum"]:
         raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
     if values["cutout"] and not values["augment"]:
@@ -166,8 +165,8 @@ def checked(settings: Settings) -> Settings:
     return dataclasses.replace(settings, options=recorded_options(config, settings.model))
 
 
-def check(name: str, value: object) -> object:
-    """The setting's value in its own type; WrongOption if its limits forbid it."""
+def checked_value(name: str, value: object) -> object:
+    """A setting's value in the setting's type; WrongOption if it is beyond the setting's limits."""
     limits, kind = FIELDS[name].metadata, KINDS[name]
     try:
         if "parse" in limits:
@@ -186,32 +185,33 @@ def check(name: str, value: object) -> object:
 
 
 class ScriptsParser(ArgumentParser):
-    """A script's arguments. Several processes may have the same ones, and an error in them is said once."""
+    """Raises WrongOption for wrong arguments, so that of several processes with the same ones, one prints the error."""
 
     def error(self, message: str) -> NoReturn:
         raise WrongOption(message)
 
 
-def parse_arguments(stated: Settings, description: str | None) -> list[Settings]:
-    """The stated settings with the command line's changes, one for each seed; they are still to be `checked`.
+def parse_arguments(stated_settings: Settings, description: str | None) -> list[Settings]:
+    """The stated settings with the command line's changes, once for each seed; `checked` is still to see them.
 
     WrongOption for arguments that can't be read.
     """
-    parser, options = ScriptsParser(description=description, formatter_class=HelpFormatter), options_of(stated)
+    parser, options = ScriptsParser(description=description, formatter_class=HelpFormatter), options_of(stated_settings)
+    model = stated_settings.model
     either = parser.add_mutually_exclusive_group()
     for name, field in FIELDS.items():
         if field.metadata:
             add_flag(either if name == "seed" else parser, name, KINDS[name], field.metadata)
     several = "several runs, one after another: 3 for the seeds 0, 1 and 2, or a list as 0,3,7"
     either.add_argument("--seeds", type=seed_list, default=argparse.SUPPRESS, help=several)
-    own = parser.add_argument_group(stated.model.__name__, inspect.cleandoc(stated.model.__doc__ or ""))
-    kinds = option_kinds(stated.model)
+    own = parser.add_argument_group(model.__name__, inspect.cleandoc(model.__doc__ or ""))
+    kinds = option_kinds(model)
     for name, value in options.items():
         kind = kinds.get(name, type(value))
         if kind in (bool, int, float, str):
             add_flag(own, name, finite_number if kind is float else kind, {"help": "of the model"})
     parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
-    parser.set_defaults(**vars(stated) | options)
+    parser.set_defaults(**vars(stated_settings) | options)
     values = vars(parser.parse_args())
     del values["local_rank"]
     seeds = values.pop("seeds", None)
@@ -223,7 +223,7 @@ def parse_arguments(stated: Settings, description: str | None) -> list[Settings]
 
 
 def add_flag(parser: argparse._ActionsContainer, name: str, kind: Callable, about: Mapping[str, object]) -> None:
-    """A flag for a setting or an option of that kind; `about` as in `flag`, whose limits `checked` looks at."""
+    """Add the flag of a setting or a model's option; `about` is the metadata that `flag` makes. `checked` limits it."""
     how: dict[str, object] = {"type": str if "parse" in about else kind, "metavar": about.get("metavar")}
     if "choices" in about:
         how["metavar"] = f"{{{','.join(about['choices'])}}}"
@@ -241,13 +241,13 @@ def seed_list(text: str) -> list[int]:
     return seeds
 
 
-def stated_settings(experiment: str) -> Settings | None:
-    """What the experiment's script states; None if it isn't one of the scripts beside common.py.
+def settings_of_script(experiment: str) -> Settings | None:
+    """The stated settings of the experiment's script; None if there is no such script beside common.py.
 
     UserError if the script can't be imported.
     """
     if not os.path.isfile(HERE / f"{experiment}.py"):
         return None
     settings = getattr(import_source(f"{experiment}.py"), "SETTINGS", None)
-    # By its name: what a notebook has reloaded is another class.
+    # By name, since a notebook may have reloaded the class.
     return settings if type(settings).__name__ == Settings.__name__ else None
