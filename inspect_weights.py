@@ -38,7 +38,7 @@ from cifar10lab.inspection.models import ON_STAND_IN, TrainedModel, is_on_stand_
 from cifar10lab.inspection.photos import ROWS, draw_classified, read_photo
 from cifar10lab.inspection.weights import read_weights, warn_of_non_finite
 from cifar10lab.models.interface import Interface, interface_of
-from cifar10lab.settings.experiment import HERE
+from cifar10lab.results.rows import REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last
@@ -59,7 +59,7 @@ def picture_folder(path: Path, output: Path | None) -> Path:
     """Where a weights file's pictures go: what comes with the repository stays as it is."""
     if output is not None:
         return output
-    return Path() if path.resolve().is_relative_to(HERE / "modelset" / "reference") else path.parent
+    return Path() if path.resolve().is_relative_to(REFERENCE) else path.parent
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -196,6 +196,15 @@ def test_inspecting_the_references_runs_changes_nothing_in_them(inspect, tmp_pat
     assert inspect_weights.picture_folder(own, None) == own.parent
 
 
+def test_also_where_modelset_is_a_link(copied: Path, lenet: Path) -> None:
+    (copied / "modelset").rename(copied / "elsewhere")
+    (copied / "modelset").symlink_to(copied / "elsewhere")
+    run_of_the_reference = lenet.rename(copied / "elsewhere" / "reference")
+    before = set(run_of_the_reference.iterdir())
+    assert run_command("python", "inspect_weights.py", "modelset/reference", cwd=copied).code == 0
+    assert set(run_of_the_reference.iterdir()) == before and (copied / "weights.png").is_file()
+
+
 def test_git_ignores_pictures_in_the_current_folder() -> None:
     names = ["weights.png", "confusion.png", "mistakes.png", "classified.png", "weights-against-L2.png"]
     done = run_command("git", "check-ignore", *names, cwd=ROOT)
