@@ -44,15 +44,15 @@ from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
-USUAL = (  # means and standard deviations with which people normalise CIFAR-10's images
+NORMALISATIONS = (  # means and standard deviations with which people normalise CIFAR-10's images
     ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # PyTorch's tutorial
     (Interface.mean, Interface.std),  # CIFAR-10's own
     (Interface.mean, (0.2023, 0.1994, 0.2010)),  # https://github.com/kuangliu/pytorch-cifar, and its many copies
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
     ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # none
 )
-TRIED_IMAGES = 500  # of the test images, to tell these apart
-SURE = 3.0  # standard errors between the accuracies of two of them
+TRIED_IMAGES = 500  # of the test images, to tell the normalisations apart
+RULED_OUT_ERRORS = 3.0  # standard errors by which one must be worse than the best to be ruled out
 
 
 def picture_folder(path: Path, output: Path | None) -> Path:
@@ -92,13 +92,13 @@ def print_statistics(parameters: dict[str, Tensor]) -> None:
     print_table(lines)
 
 
-def print_comparison(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: Path) -> None:
-    """Per tensor the two norms, their ratio, and the relative difference |a - b| / |a|."""
-    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
+def print_comparison(first: dict[str, Tensor], second: dict[str, Tensor], path: Path) -> None:
+    """Per tensor the two norms, their ratio, and the relative difference |a - b| / |a|; `second` is from `path`."""
+    if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in second.items()}:
         raise UserError(f"{path} holds other names or shapes: only weights of the same model can be compared")
     lines = [["name", "count", "L2 norm", "of the other", "ratio", "relative difference"]]
-    totals = [torch.cat([t.flatten() for t in parameters.values()]) for parameters in (ours, theirs)]
-    pairs = [*((name, ours[name], theirs[name]) for name in ours), ("total", *totals)]
+    totals = [torch.cat([t.flatten() for t in parameters.values()]) for parameters in (first, second)]
+    pairs = [*((name, first[name], second[name]) for name in first), ("total", *totals)]
     for name, a, b in pairs:
         norms = a.norm().item(), b.norm().item()
         ratio, difference = (x / norms[0] if norms[0] else np.nan for x in (norms[1], (a - b).norm().item()))
@@ -147,8 +147,8 @@ def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in images.split(250)]).float()
 
 
-def ready(model: nn.Module, run: dict | None, arguments: argparse.Namespace, data: Data | None) -> TrainedModel:
-    """The model with the normalisation of its training inside, as far as that is known; prints which, and why."""
+def trained_model(model: nn.Module, run: dict | None, arguments: argparse.Namespace, data: Data | None) -> TrainedModel:
+    """The model with its training's normalisation inside: the given one, its run's, or an assumed one. Prints which."""
     mean, std, why = interface_of(model).mean, interface_of(model).std, "the model's own, as its run says"
     if arguments.mean is not None:
         mean, std, why = arguments.mean, arguments.std, "as given"
@@ -161,18 +161,18 @@ def ready(model: nn.Module, run: dict | None, arguments: argparse.Namespace, dat
 
 
 def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple[tuple, str]:
-    """The one of `USUAL` with which some test images are classified best, if that can't be chance, else `assumed`.
+    """Mean and std of `NORMALISATIONS` that classify some test images best, if `assumed` is ruled out; and why they do.
 
-    Also says why. Two are compared on the images that only one of them gets right (McNemar 1947,
+    Two are compared on the images that only one of them gets right (McNemar 1947,
     https://doi.org/10.1007/BF02295996).
     """
     some = slice(0, None, max(1, len(data.test_labels) // TRIED_IMAGES))  # of all classes
     images, labels = data.test_images[some], data.test_labels[some]
-    ways = dict.fromkeys((assumed, *USUAL))
+    ways = dict.fromkeys((assumed, *NORMALISATIONS))
     right = {way: logits_of(TrainedModel(model, *way), images).argmax(1).eq(labels).int() for way in ways}
     best = max(right, key=lambda way: right[way].sum())  # the first of several, so that `assumed` comes first
     differences = {way: right[best] - hits for way, hits in right.items()}
-    worse = {way for way, d in differences.items() if d.sum() > SURE * d.abs().sum().sqrt()}
+    worse = {way for way, d in differences.items() if d.sum() > RULED_OUT_ERRORS * d.abs().sum().sqrt()}
     taken = best if assumed in worse else assumed
     print(f"\nNo run says how images were normalised in training. The usual ways, on {len(labels)} of the test images:")
     lines = [["mean", "std", "accuracy %", ""]]
@@ -270,7 +270,7 @@ def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarra
     """Print each picture's three likeliest classes and draw classified.png."""
     images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
     probabilities = logits_of(model, images).softmax(1)
-    names = [shown(path) for path in photos]
+    names = [printable(path) for path in photos]
     lines = [["picture", "likeliest", "second", "third"]]
     for name, row in zip(names, probabilities, strict=True):
         lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
@@ -281,14 +281,14 @@ def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarra
 
 
 def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:
-    """`write_picture`, and say so."""
+    """`write_picture`, and print the path; whether it was written."""
     written = write_picture(path, draw, *arguments)
     if written:
         print(f"wrote {path}")
     return written
 
 
-def shown(path: Path) -> str:
+def printable(path: Path) -> str:
     """A path as it can be printed and drawn, whatever bytes it has."""
     return str(path).encode(errors="replace").decode()
 
@@ -302,12 +302,12 @@ def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, folder
     print_comparison(parameters, other, other_path)
     against = arguments.against.resolve()
     name = against.name if against.is_dir() else against.stem
-    names = [shown(arguments.path), shown(arguments.against)]
+    names = [printable(arguments.path), printable(arguments.against)]
     picture(folder / f"weights-against-{name}.png", draw_weights, parameters, other, names)
 
 
 def inspect(arguments: argparse.Namespace) -> bool:
-    """All that the command line asks for; whether all pictures to be classified could be read."""
+    """Do what the command line asks for; False if a picture to be classified couldn't be read."""
     path = weights_file(arguments.path)
     folder = picture_folder(path, arguments.output)
     weights = read_weights(path, arguments.key)
@@ -319,7 +319,7 @@ def inspect(arguments: argparse.Namespace) -> bool:
         compare(parameters, arguments, folder)
     elif not arguments.classify:
         print_statistics(parameters)
-        picture(folder / "weights.png", draw_weights, parameters, None, [shown(arguments.path)])
+        picture(folder / "weights.png", draw_weights, parameters, None, [printable(arguments.path)])
     if not arguments.evaluate and not arguments.images and not arguments.classify:
         return True
     (model, run), paths = recognise(weights, path), arguments.classify or []
@@ -330,9 +330,9 @@ def inspect(arguments: argparse.Namespace) -> bool:
     if is_on_stand_in(run):
         print(f"warning: {path} {ON_STAND_IN}", file=sys.stderr)
     if photos or data is not None:
-        model = ready(model, run, arguments, data)
+        model = trained_model(model, run, arguments, data)
     if data is not None:
-        evaluate(model, data, folder, shown(arguments.path)[-60:])
+        evaluate(model, data, folder, printable(arguments.path)[-60:])
     if photos:
         classify(model, photos, folder)
     return len(photos) == len(set(paths))

@@ -112,7 +112,9 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, what: str, over: str) -> N
         if faint and kind == "train":
             continue
         y, deviation = mean[f"{kind}_{what}"].to_numpy(), curve.deviation[f"{kind}_{what}"].to_numpy()
-        style = {"linestyle": "--", "linewidth": 1.2, "alpha": 0.55} if kind == "train" else {"linewidth": 1.8 - faint}
+        style = {"linewidth": 0.8 if faint else 1.8}
+        if kind == "train":
+            style = {"linestyle": "--", "linewidth": 1.2, "alpha": 0.55}
         axes.plot(x, y, color=colour, marker=marker, label=f"{curve.name}, {kind}", **style)
         if curve.seeds > 1 and not faint:
             axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)

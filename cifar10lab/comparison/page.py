@@ -51,7 +51,7 @@ def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np
             around = f" ± %{{customdata:.{digits}f}}" if curve.seeds > 1 else ""
             line = {"color": colour, "dash": "solid" if kind == "test" else "dash", "width": 2}
             hover = f"{run}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
-            shown = {"name": label, "legendgroup": label, "showlegend": name == "test_loss"}
-            shown |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}
+            style = {"name": label, "legendgroup": label, "showlegend": name == "test_loss"}
+            style |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}
             values = {"x": over["epoch"][-1], "y": curve.mean[name], "customdata": curve.deviation[name]}
-            figure.add_trace(Scatter(**values, **shown, line=line), 1, column)
+            figure.add_trace(Scatter(**values, **style, line=line), 1, column)

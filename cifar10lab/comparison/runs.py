@@ -51,7 +51,7 @@ class Runs:
 
 
 def read_runs(paths: list[Path]) -> Runs:
-    """All runs in these folders and files; a file that is none of ours is a warning, UserError if there is no other."""
+    """All runs in these folders and files. Other files are skipped with a warning; UserError if no run is left."""
     records, columns, histories = {}, [], []
     for path in find_runs(paths):
         try:
@@ -77,7 +77,7 @@ def read_runs(paths: list[Path]) -> Runs:
 def find_runs(paths: list[Path]) -> list[Path]:
     """The loss.json, or a newer checkpoint.pth, of each run in these folders and theirs, and files as named.
 
-    Links are followed, each run is found once. UserError for a path that isn't.
+    Links are followed, and each run is found once. UserError for a path that doesn't exist.
     """
     found, visited = {}, set()
     for path in paths:
@@ -98,7 +98,7 @@ def find_runs(paths: list[Path]) -> list[Path]:
 
 
 def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
-    """A run's record, its columns and its history; UserError if the file is none of a run."""
+    """A run's record, its row of the table, and its history; UserError if the file isn't a run's."""
     try:
         if path.suffix == ".json":
             run = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def names_of(runs: Runs, keys: pd.Series) -> dict[object, str]:
     for model, same in runs.settings().groupby(keys, sort=False).first().groupby("model"):
         columns = same.columns.drop("model")
         for key, row in same.iterrows():
-            parts = [setting_text(name, row[name]) for name in columns if not is_usual(same[name], row[name])]
+            parts = [setting_text(name, row[name]) for name in columns if not can_be_left_out(same[name], row[name])]
             names[key] = ", ".join([str(model), *parts])
     folders = runs.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
     top = os.path.commonpath([*folders])
@@ -174,8 +174,8 @@ def names_of(runs: Runs, keys: pd.Series) -> dict[object, str]:
     return names
 
 
-def is_usual(column: pd.Series, value: object) -> bool:
-    """Whether a name can leave this value of its column out."""
+def can_be_left_out(column: pd.Series, value: object) -> bool:
+    """Whether a row's name need not mention this value: most of the column has it, or it is off."""
     counts = column.map(str).value_counts()
     if len(counts) == 1 or (counts.iloc[0] > counts.iloc[1] and counts.iloc[0] * 2 >= len(column)):
         return str(value) == counts.index[0]

@@ -30,7 +30,7 @@ def table_rows(
     runs: Runs, with_reference: bool = False, epochs_to: float | None = None, baseline: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """The table as texts, without settings; `baseline`: the runs to show the differences to."""
-    names, rows, theirs = names_of(runs, runs.table["row"]), [], reference_runs() if with_reference else {}
+    names, rows, reference = names_of(runs, runs.table["row"]), [], reference_runs() if with_reference else {}
     for number, group in runs.table.groupby("row", sort=False):
         record = runs.records[group.index[0]]
         row = {"run": names[number], **result_texts(group, record["config"]["epochs"])}
@@ -42,7 +42,7 @@ def table_rows(
                 row |= {f"{what} difference": str(found), "of": found.seeds}
             row["time ratio"] = time_ratio(baseline, group)
         if with_reference:
-            row["reference %"] = mean_text(reference_accuracies(theirs, record))
+            row["reference %"] = mean_text(reference_accuracies(reference, record))
             row["original %"] = original_accuracy(record["config"])
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")

@@ -55,7 +55,7 @@ NO_IMAGES, NO_LABELS = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty
 
 
 class DataUnavailable(UserError):
-    """CIFAR-10 is neither in the data folder nor to be downloaded. The message's first line says so by itself."""
+    """CIFAR-10 is neither in the data folder nor to be downloaded; so says the message's first line."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def load_test_arrays(images: Path, labels: Path) -> Data:
 def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]]:
     """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down.
 
-    That is its name and where it is, what reads its `ARRAYS` in the form's order, none of a split that isn't there,
-    what that takes, and the files. UserError that says what lies in `data_dir` if there is no such.
+    Returns its name, as "Parquet in a/b"; the function that reads its `ARRAYS`, empty ones for a missing split; the
+    path that this function takes; and the form's files. UserError that lists what is in `data_dir` if there is none.
     """
     level = [data_dir]
     for _ in range(4):
@@ -189,7 +189,7 @@ def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], 
 
 
 def form_in(folder: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]] | None:
-    """The form of CIFAR-10 that the folder itself has, as `find_data` gives it."""
+    """The form of CIFAR-10 in the folder itself, as `find_data` returns it; None without one."""
     if any(len(LABELS.keys() & class_folders(folder / split)) >= len(CLASSES) for split in SPLITS):
         return "image folder", read_image_folder, folder, files_in(folder / "train") + files_in(folder / "test")
     for place in (folder, folder / "cifar-10-batches-py"):
@@ -209,7 +209,7 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def reader_of(path: Path) -> Callable[[Path], list[np.ndarray]] | None:
-    """What reads the file, if it is an archive whose first names are those of a form; None for damaged ones, too."""
+    """The function that reads the archive; None for other files, damaged ones, and archives of something else."""
     if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
         with contextlib.suppress(UserError), readable(path), opened(path) as content:
             in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
@@ -226,7 +226,7 @@ def opened(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The folders' names in an image folder's `train` or `test`; none if there is no such."""
+    """The names of the folders in an image folder's `train` or `test`; [] without it."""
     return [path.name for path in in_order(folder) if path.is_dir()] if folder.is_dir() else []
 
 
@@ -251,7 +251,7 @@ def readable(path: object) -> Iterator[None]:
 
 
 def images_and_labels(images: np.ndarray, labels: np.ndarray, where: object) -> list[np.ndarray]:
-    """uint8 (N, 3, 32, 32), also of (N, 32, 32, 3), and int64 (N,), also of (N, 1); UserError if that can't be."""
+    """uint8 (N, 3, 32, 32), also from (N, 32, 32, 3); int64 (N,), also from (N, 1). UserError for anything else."""
     if images.shape[1:] == (32, 32, 3):
         images = images.transpose(0, 3, 1, 2)
     labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
@@ -333,7 +333,7 @@ def read_parquet(folder: Path) -> list[np.ndarray]:
 
 
 def read_numpy_archive(path: Path) -> list[np.ndarray]:
-    """From what Keras loads, as people save it."""
+    """From an .npz of x_train, y_train, x_test and y_test, which are named as what Keras loads."""
     with readable(path), np.load(path, allow_pickle=False) as file:
         arrays = [(file[f"x_{split}"], file[f"y_{split}"]) for split in SPLITS]
     return [part for pair in arrays for part in images_and_labels(*pair, path)]

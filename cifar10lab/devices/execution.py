@@ -93,7 +93,7 @@ def processor_name() -> str:
 
 
 def environment_record(execution: Execution) -> dict[str, object]:
-    """What `loss.json` says of where a run was trained."""
+    """The "environment" in `loss.json`: where a run is trained."""
     cuda = execution.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(execution.device) if cuda else execution.device.type,
@@ -116,7 +116,7 @@ class InPrecision(nn.Module):
         self.model, self.bf16 = model, precision == "bf16"
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not for an empty share: of one in bf16, nn.SyncBatchNorm sends bf16 sums, but float32 ones of all others.
+        # An empty share stays float32: nn.SyncBatchNorm would send its sums in bf16, but all others' in float32.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16 and len(images) > 0):
             return self.model(images).float()
 
@@ -154,7 +154,7 @@ class Graphed(nn.Module):
 
 
 def parallel_network(network: nn.Module, execution: Execution, static_graph: bool = False) -> nn.Module:
-    """`network`, whose own parameters are trained, wrapped for several GPUs or processes; or for one GPU's graphs.
+    """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own.
 
     `DataParallel` copies the model to the GPUs at every step and splits the batch among them; for
     `DistributedDataParallel`, each process has its own model, and they exchange gradients and BatchNorm's sums.
@@ -184,9 +184,9 @@ RUNNING = threading.RLock()  # held by the thread that trains
 
 @contextlib.contextmanager
 def own_process_state() -> Iterator[None]:
-    """Gradients, float32, random generators and a process group for a run; the caller's are back after it.
+    """Gradients on and float32 for a run; afterwards these, random generators and process group are as they were.
 
-    Most of them belong to the process, so that a run in another thread waits.
+    Most of these belong to the whole process: a run in another thread waits.
     """
     with RUNNING, torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as stack:
         stack.callback(random.setstate, random.getstate())
@@ -201,7 +201,7 @@ def own_process_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
-    """Collect in `signals` the numbers of those that ask to stop, and `device_settings`; undone at the end."""
+    """Let SIGINT, SIGTERM and SIGHUP only add their number to `signals`, and apply `device_settings`; until the end."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
     names = ("SIGINT", "SIGTERM", "SIGHUP") if in_main_thread else ()
     with device_settings(device), contextlib.ExitStack() as stack:
@@ -214,9 +214,9 @@ def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]
 
 @contextlib.contextmanager
 def device_settings(device: torch.device) -> Iterator[None]:
-    """Keep freed memory and, on CUDA, use TF32 for what stays float32 and cuDNN's fastest; undone at the end.
+    """Settings for speed, undone at the end: keep freed memory; on CUDA, TF32 for what stays float32, cuDNN's fastest.
 
-    No more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS` says how many.
+    There are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS` says how many.
     """
     with kept_memory(), contextlib.ExitStack() as stack:
         threads, share = torch.get_num_threads(), cpu_share()
@@ -255,7 +255,7 @@ def cpu_share(root: Path = Path("/")) -> float:
 
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
-    """Let glibc keep what a step frees for the next one: it would map tensors of over 32 MB anew, page by page."""
+    """Let glibc keep freed memory for the next step: it would map tensors of over 32 MB anew, page by page."""
     if platform.libc_ver()[0] != "glibc":
         yield
         return
@@ -273,7 +273,7 @@ def kept_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tiny_steps(batch_size: int) -> Iterator[None]:
-    """What is fastest on the CPU for tiny batches, if `batch_size` is that."""
+    """One CPU thread and no oneDNN for batches of up to TINY_BATCH_SIZE, which is fastest; undone at the end."""
     threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
     if batch_size <= TINY_BATCH_SIZE:
         torch.set_num_threads(1)

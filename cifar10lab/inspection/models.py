@@ -24,8 +24,8 @@ from cifar10lab.models.trial import try_model
 from cifar10lab.settings.experiment import recorded_options
 from cifar10lab.terminal.errors import UserError
 
-WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's; the first is taken
-OF_A_RUN = ("model.pth", "best_model.pth")  # what it writes beside loss.json; a checkpoint says itself what it is of
+WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
+OF_A_RUN = ("model.pth", "best_model.pth")  # what a run writes beside loss.json; a checkpoint records its own run
 ON_STAND_IN = "was trained on the synthetic stand-in: of real images it knows nothing"
 
 
@@ -55,7 +55,7 @@ class TrainedModel(nn.Module):
 
 
 def has_other_values(images: Tensor) -> bool:
-    """Whether some are not from 0 to 1."""
+    """Whether any value is not from 0 to 1."""
     try:
         return bool(((images < 0) | (images > 1) | images.isnan()).any())
     except RuntimeError:  # within vmap no value can be looked at
@@ -70,10 +70,9 @@ def load(
 ) -> TrainedModel:
     """The model of a run's folder, from its model.pth, or of a weights file, ready to use, on the CPU.
 
-    Where a file holds several networks, `key` chooses: "ema", say. `mean` and `std` are those of the normalisation in
-    training, per channel from 0 to 1, where no run says them: without them, a warning names those that are assumed.
-    UserError if there is no such file, or if it is of no model that is known here: its run's, LeNet, ResNet-18 or
-    FastNet.
+    Where a file holds several networks, `key` chooses: "ema", say. `mean` and `std`, per channel from 0 to 1, are those
+    with which training normalised its images. A run records them; for other files, a warning names the assumed ones.
+    UserError if there is no such file, or if no known model fits it: its run's, LeNet, ResNet-18 or FastNet.
     """
     path = weights_file(Path(path))
     model, run = recognise(read_weights(path, key), path)
@@ -89,16 +88,16 @@ def load(
 
 
 def weights_file(path: Path) -> Path:
-    """The path itself, or the weights in it if it is a folder, a run's or one as Hugging Face's hub has them."""
+    """The path itself, or the weights file in a folder, a run's or one of Hugging Face's hub."""
     if not path.is_dir():
         return path
     return next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
 
 
 def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict | None]:
-    """The model that a file's weights are of, with them, in eval mode; and its run, if the file is one of a run's own.
+    """The model that these weights fit, holding them, in eval mode; and the run that wrote the file, or None.
 
-    UserError if it is none that is known here. It may be a part of another, as in Lightning; its own names come first.
+    UserError if no known model fits. Prefixes, as Lightning's, are dropped one after another until one does.
     """
     run, is_own = run_beside(path)
     of_run = [] if run is None else [model_of(run)]
@@ -120,7 +119,7 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
 
 
 def run_beside(path: Path) -> tuple[dict | None, bool]:
-    """The run of a checkpoint, as it says itself, or of the loss.json beside a file; whether the file is its own."""
+    """A checkpoint's own run, or that of the loss.json beside a weights file; and whether this run wrote the file."""
     with contextlib.suppress(UserError):  # weights of another kind
         content = read_torch(path)
         if is_run(content):
@@ -143,7 +142,7 @@ def is_on_stand_in(run: dict | None) -> bool:
 
 
 def model_of(run: dict) -> nn.Module:
-    """The run's model, with new weights; UserError if its class isn't found, or can't be made."""
+    """The run's model with new weights; UserError if its class isn't found or its constructor fails."""
     name, source = run["config"]["model"], run.get("model_source", f"{run['experiment']}.py")  # the reference's runs
     if source is None:
         raise UserError(f"{name} can't be made again: its class was in no file, as in a notebook's cell")

@@ -14,11 +14,11 @@ from cifar10lab.files.pictures import default_style, png
 from cifar10lab.terminal.errors import UserError
 
 ROWS = 20  # pictures in classified.png
-SHOWN = 400  # pixels that a picture's longer side has at most when it is drawn
+DRAWN_PIXELS = 400  # of a drawn picture's longer side, at most
 
 
 def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, uint8 (height, width, 3) of at most `SHOWN` pixels a side, and what a network is to see of it.
+    """A picture, uint8 (height, width, 3) of at most `DRAWN_PIXELS` pixels a side, and what a network is to see of it.
 
     That is uint8 (32, 32, 3), the largest square in the middle, antialiased. Any image that Pillow reads, the first
     frame of several, upright as EXIF says, on a white ground if transparent. UserError if it is none, or damaged.
@@ -34,7 +34,7 @@ def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray]:
     side = min(upright.size)
     left, top = (upright.width - side) // 2, (upright.height - side) // 2
     square = upright.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.BICUBIC)
-    upright.thumbnail((SHOWN, SHOWN))
+    upright.thumbnail((DRAWN_PIXELS, DRAWN_PIXELS))
     return np.asarray(upright), np.asarray(square)
 
 

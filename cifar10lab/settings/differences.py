@@ -8,7 +8,7 @@ from cifar10lab.settings.experiment import FIELDS, RECORDED
 
 
 def differences(config: dict[str, object], other: dict[str, object]) -> dict[str, object]:
-    """The entries of `config` that `other` has otherwise, if that isn't 0 or off; an absent one has its default."""
+    """The settings in `config` that differ from `other`. Absent ones have their default; 0, off and None are alike."""
     defaults = {name: FIELDS[name].default for name in RECORDED if FIELDS[name].default is not dataclasses.MISSING}
     config, other = config | defaults | config, defaults | other  # in the order of `config`
     return {name: value for name, value in config.items() if (other.get(name) or None) != (value or None)}
