@@ -76,16 +76,19 @@ def write_rival(rival: Path, work: Path) -> None:
     (work / "cifar10").mkdir()
     for split in ("train", "test"):
         images, labels = getattr(data, f"{split}_images").permute(0, 2, 3, 1), getattr(data, f"{split}_labels")
-        content = {"images": images.contiguous(), "labels": labels, "classes": list(CLASSES)}
+        # An image folder's images come class by class, and the rival takes the first 5,000 for all of them.
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        content = {"images": images[order].contiguous(), "labels": labels[order], "classes": list(CLASSES)}
         torch.save(content, work / "cifar10" / f"{split}.pt")
 
 
 def beside_rival(log: Path, folder: Path) -> str:
     """Mean accuracies and median seconds of the trials in the rival's table and of fast_model.py's runs in `folder`."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     # Columns: run, epoch, train_acc, val_acc, tta_val_acc, time_seconds; the last epoch's time is without evaluation.
-    trials = [(row[3], row[4], before[5]) for before, row in itertools.pairwise(rows) if row[1:2] == ["eval"]]
-    rival = np.array(trials[1:], dtype=float) * (100, 100, 1)  # the first one warms up
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.count("|") == 7]
+    trials = [(row[3], row[4], before[5]) for before, row in itertools.pairwise(rows) if row[1] == "eval"]
+    rival = np.array(trials[1:], dtype=float).reshape(-1, 3) * (100, 100, 1)  # the first one warms up
     results = [json.loads(path.read_text(encoding="utf-8"))["result"] for path in folder.rglob("loss.json")]
     names = ("final_test_accuracy", "mirrored_test_accuracy", "train_seconds")
     ours = np.array([[result[name] for name in names] for result in results])

@@ -126,7 +126,7 @@ RIVAL = """
 evaluate = lambda model, test_loader, tta_level: 0.92 + 0.01 * tta_level
 def main(run, test_loader=None):
     views = f"{evaluate(None, test_loader, tta_level=0)}  |  {evaluate(None, test_loader, tta_level=2)}"
-    print(f"|  {run}  |  7  |  0.9  |  0.92  |    |  2.5  |\\n|    |  eval  |  0.9  |  {views}  |  2.6  |")
+    print(f"|  {run}  |  7  |  0.9  |  0.92  |    |  2.5  |\\na warning\\n|    |  eval  |  0.9  |  {views}  |  2.6  |")
 assert __import__("os").path.getsize("cifar10/test.pt") > 40 * 32 * 32 * 3
 [main(run) for run in ("warmup", *range(200))]
 """
@@ -144,3 +144,13 @@ def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir
     with tarfile.open(tmp_path / "on_gpu.tar.gz") as archive:
         names = [name for name in archive.getnames() if not name.endswith((".txt", ".png"))]
     assert [Path(name).name for name in names] == ["loss.json"] * 2
+
+
+def test_a_rival_that_fails_is_a_line(tmp_path: Path, data_dir: Path) -> None:
+    (tmp_path / "rival.py").write_text("raise SystemExit('no GPU')  # range(200), test_loader, tta_level=2")
+    words = ("--smoke", "--only", "rival", "scaling", "--rival", tmp_path / "rival.py", "--output", tmp_path)
+    done = run_command("python", ROOT / "benchmarks" / "on_gpu.py", *words, data_dir=data_dir)
+    assert done.code == 0, done.err
+    rival, _ = done.out.splitlines()
+    assert rival.startswith("rival: failed with exit code 1, see rival.txt")
+    assert rival.endswith(" s: 0 trials beside 0 runs of fast_model.py")
