@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.conclusions:
-            from cifar10lab.comparison.reference_page import draw_results, page
+            from cifar10lab.comparison.conclusions import draw_results, page
 
             runs = read_runs([REFERENCE])
             write(REFERENCE / "README.md", page(runs).encode())

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, run_command, wait_for
 
 import compare_results
-from cifar10lab.comparison import conclusions, curves, page, reference_page, table
+from cifar10lab.comparison import conclusions, curves, page, table
 from cifar10lab.comparison.conclusions import CONTRADICTED, HOLDS, NAMED, OPEN, PARTLY, TUNED, UNDECIDED
 from cifar10lab.comparison.conclusions import LENET as LENET_50
 from cifar10lab.comparison.conclusions import RESNET as RESNET_18
@@ -566,7 +566,7 @@ RESNETS = {  # ResNet-18's accuracies, and whether the model matters more than t
 def test_model_choice(named, bests: tuple[float, ...]) -> None:
     lenets = {LENET_50: seeds(LENET, 60, 61, 62), TUNED: seeds(LENET, 70.5, 71, 72.2, augment=True)}
     _, rows = named(lenets | {RESNET_18: seeds(RESNET, *bests)})
-    assert outcomes(conclusions.model_choice(rows)) == [RESNETS[bests]] if bests else [OPEN] * 2
+    assert outcomes(conclusions.model_choice(rows)) == [RESNETS[bests]]
 
 
 def test_efficiency_is_epochs_by_seconds_measured_side_by_side(named) -> None:
@@ -575,11 +575,11 @@ def test_efficiency_is_epochs_by_seconds_measured_side_by_side(named) -> None:
     lenet = case | {"experiment": conclusions.MEASURED[LENET_50]}
     for rate, expected in ((20_000, CONTRADICTED), (100, HOLDS), (2500, UNDECIDED)):
         lenet["pipeline_images_per_second"] = [rate]
-        lines = conclusions.efficiency(runs, rows, [case, lenet])
+        lines = list(conclusions.efficiency(runs, rows, [case, lenet]))
         assert [line[-1] for line in lines] == [OPEN, expected, expected, OPEN], lines
-    never = conclusions.efficiency(*named({LENET_50: [invented(LENET, 30, seed=2)]}), [case, lenet])
-    assert "against never" in never[1][1]
-    assert len(conclusions.efficiency(runs, rows, [case, lenet | {"device": "cuda"}])) == 2, "not side by side"
+    _, never, *_ = conclusions.efficiency(*named({LENET_50: [invented(LENET, 30, seed=2)]}), [case, lenet])
+    assert "against never" in never[1]
+    assert len([*conclusions.efficiency(runs, rows, [case, lenet | {"device": "cuda"}])]) == 2, "not side by side"
 
 
 def test_regularisation(named) -> None:
@@ -587,7 +587,8 @@ def test_regularisation(named) -> None:
         return [invented(experiment, gap=gap, seed=seed) for seed, gap in enumerate(gaps)]
 
     runs = {LENET_50: gaps(LENET, 11, 12, 13), "LeNet + L2, 50 epochs": gaps(L2, 9.9, 11.1, 11.9)}
-    lines = conclusions.regularisation(named(runs | {"LeNet + dropout, 50 epochs": gaps(DROPOUT, 10.9, 11.7, 13.4)})[1])
+    _, rows = named(runs | {"LeNet + dropout, 50 epochs": gaps(DROPOUT, 10.9, 11.7, 13.4)})
+    lines = list(conclusions.regularisation(rows))
     assert [line[1] for line in lines[::2]] == ["+1.03 ± 0.29 points", "-0.00 ± 0.90 points", *["not trained"] * 2]
     assert [line[3] for line in lines] == [HOLDS, "", UNDECIDED, "", *[OPEN] * 4]
 
@@ -609,7 +610,7 @@ def test_the_reference_picture(named, figures) -> None:
     names = (LENET_50, "LeNet, 200 epochs", "LeNet + L2, 200 epochs", "LeNet + dropout, 200 epochs", RESNET_18)
     runs = [three(LENET, 65, epochs=50), three(LENET, 62, gap=38), [invented(L2, 62, 38)], [invented(DROPOUT, 66, 14)]]
     runs.append([invented(RESNET, 91, epochs=25, device="H100")])
-    reference_page.draw_results(named(dict(zip(names, runs, strict=True)))[0])
+    conclusions.draw_results(named(dict(zip(names, runs, strict=True)))[0])
     left, right = figures[-1].axes
     assert [label.get_text() for label in left.get_yticklabels()] == [LENET_50, f"{RESNET_18}\nH100"]
     assert [list(line.get_xdata()) for line in left.lines] == [[64.5, 65, 65.5], [64.99], [91], [89.56]]

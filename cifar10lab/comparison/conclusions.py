@@ -1,30 +1,37 @@
-"""What the reference results say about the original's four conclusions, by settings named before any result."""
+"""The reference's page and picture: its results, and its verdicts on the original's conclusions."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from cifar10lab.comparison.differences import difference
+from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
+from cifar10lab.comparison.differences import INTERVAL, difference
 from cifar10lab.comparison.runs import Runs, values
-from cifar10lab.comparison.table import span
+from cifar10lab.comparison.table import notes, span, table_rows
+from cifar10lab.files.pictures import default_style, png
+from cifar10lab.results.reference import mean_text, original_run
 from cifar10lab.results.rows import without_seed
 
-CONCLUSIONS = (
-    "The choice of model matters more than tuning parameters",
-    "ResNet beats LeNet in accuracy and in training efficiency",
-    "Regularisation helps against overfitting, and may cost a little accuracy",
-    "Training in parallel on several GPUs speeds training up considerably",
-)
+NOTE = """Written by `python compare_results.py --conclusions`: don't edit. The images were an image-folder copy of
+CIFAR-10 in lossless WebP, pixel-exact but for 98 of the 60,000. A row is the runs that differ by their seed alone: mean
+± standard deviation. `best (epoch)`, in per cent, was chosen on the test images, or on validation images where there
+are any. `gap`: training minus test accuracy at the end, in points. `seconds`: of training alone, shortest to longest
+run. The original's: single runs of [original.json](original.json)."""
+RULES = f"""What is compared was named beforehand, not chosen by its result. {INTERVAL}.
+Within it a difference is undecided, without one it can't be judged. A time is the epochs to an accuracy by the seconds
+that `benchmarks/throughput.py` measured for both side by side; it is decided where all seeds agree. A speed-up is
+considerable if it is more than half of what the further devices could add."""
+MARKDOWN = {"index": False, "disable_numparse": True}  # numbers as they are
 HOLDS, CONTRADICTED, PARTLY = "holds", "is contradicted", "holds in part"
 UNDECIDED, OPEN = "undecided", "can't be judged"
 RESNET, LENET, TUNED = "ResNet-18, 25 epochs", "LeNet, 50 epochs", "tuned LeNet"
-NAMED = {  # by their folders in modelset/reference/
+NAMED = {  # by their folders in modelset/reference/; the first six are in the picture
     "LeNet, 5 epochs": "original_version_model",
     LENET: "original_version_model_multiGPU/epochs=50",
     "LeNet + L2, 50 epochs": "L2_regularization_model/epochs=50",
@@ -43,27 +50,36 @@ MEASURED = {  # by their commands in benchmarks/throughput.json
     TUNED: "original_version_model_multigpu.py --augment --lr 0.05 --momentum 0.9 --nesterov --schedule one-cycle "
     "--weight-decay 2e-4",
 }
-EVIDENCE = ("claim", "measured", "of", "verdict")  # "of": the seeds; without a verdict a line is there to be read only
-Evidence = tuple[str, str, str, str]
-Rows = dict[str, pd.DataFrame]  # the runs of each settings in NAMED, none where there are none
+Evidence = tuple[str, str, str, str]  # claim, what was measured, of which seeds, verdict: "" for a line to be read only
 
 
-def named_rows(runs: Runs) -> Rows:
-    """The rows of NAMED, of the device with the most seeds."""
+def page(runs: Runs) -> str:
+    """The README of the reference results, which are on CIFAR-10."""
+    rows, benchmarks = named_rows(runs), Path(__file__).resolve().parents[2] / "benchmarks"
+    throughput, scaling = (json.loads((benchmarks / f"{name}.json").read_text()) for name in ("throughput", "scaling"))
+    evidence = {
+        "The choice of model matters more than tuning parameters": model_choice(rows),
+        "ResNet beats LeNet in accuracy and in training efficiency": efficiency(runs, rows, throughput),
+        "Regularisation helps against overfitting, and may cost a little accuracy": regularisation(rows),
+        "Training in parallel on several GPUs speeds training up considerably": several_devices(scaling),
+    }
+    table = table_rows(runs, with_reference=True).drop(columns="reference %").to_markdown(**MARKDOWN)
+    parts = ["# Reference results", NOTE, table, "\n".join(f"- {note}" for note in notes(runs))]
+    parts += ["![Test accuracies of the scripts, and what regularisation does](results.png)", "## Conclusions", RULES]
+    for number, (conclusion, lines) in enumerate(evidence.items(), 1):
+        table = pd.DataFrame(lines, columns=["claim", "measured", "of", "verdict"])
+        parts += [f"{number}. {conclusion}: **{combined([*table['verdict']])}**", table.to_markdown(**MARKDOWN)]
+    return "\n\n".join(parts) + "\n"
+
+
+def named_rows(runs: Runs) -> dict[str, pd.DataFrame]:
+    """The runs of each settings in NAMED, of the device with the most seeds; none where there are none."""
     found, folders = {}, runs.table["folder"].map(lambda path: without_seed(Path(path)).as_posix())
     for name, folder in NAMED.items():
         nearest = folders[folders.str.endswith(f"/{folder}")].sort_values(key=lambda paths: paths.str.len())
         rows = [runs.table[runs.table["row"] == row] for row in runs.table["row"][nearest.index]]
         found[name] = max(rows, key=len, default=runs.table.iloc[:0])
     return found
-
-
-def judge_all(runs: Runs) -> list[tuple[str, list[Evidence]]]:
-    """A verdict and its evidence for each of CONCLUSIONS."""
-    benchmarks, rows = Path(__file__).resolve().parents[2] / "benchmarks", named_rows(runs)
-    throughput, scaling = (json.loads((benchmarks / f"{name}.json").read_text()) for name in ("throughput", "scaling"))
-    judged = [model_choice(rows), efficiency(runs, rows, throughput), regularisation(rows), several_devices(scaling)]
-    return [(combined([line[-1] for line in lines if line[-1]]), lines) for lines in judged]
 
 
 def compared(claim: str, less: pd.Series, more: pd.Series, judged: bool = True) -> Evidence:
@@ -76,63 +92,90 @@ def compared(claim: str, less: pd.Series, more: pd.Series, judged: bool = True) 
     return claim, f"{found} points", found.seeds + found.by_seed, outcome if judged else ""
 
 
-def model_choice(rows: Rows) -> list[Evidence]:
-    """What ResNet-18 is better by than tuned LeNet, against what tuning makes of plain LeNet."""
+def model_choice(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
+    """What tuning makes of plain LeNet, and what ResNet-18 is better by than tuned LeNet, less that."""
     resnet, lenet, tuned = (values(rows[name], "test_accuracy") for name in (RESNET, LENET, TUNED))
-    return [
-        compared(f"{RESNET}, less {TUNED}", tuned, resnet, judged=False),
-        compared(f"{TUNED}, less {LENET}", lenet, tuned, judged=False),
-        compared("the first less the second", (tuned - lenet).dropna(), (resnet - tuned).dropna()),  # seed by seed
-    ]
+    yield compared(f"{TUNED}, less {LENET}", lenet, tuned, judged=False)
+    yield compared(f"{RESNET}, less {TUNED}, less that", (tuned - lenet).dropna(), (resnet - tuned).dropna())
 
 
-def efficiency(runs: Runs, rows: Rows, throughput: list[dict]) -> list[Evidence]:
+def efficiency(runs: Runs, rows: dict[str, pd.DataFrame], throughput: list[dict]) -> Iterator[Evidence]:
     """ResNet-18's accuracy less LeNet's, and the time of each to 60 and 65 %: its epochs, by the seconds measured."""
-    cases, found = {case["experiment"]: case for case in throughput if case["device"] == "cpu"}, []
+    rates = {case["experiment"]: case["pipeline_images_per_second"] for case in throughput if case["device"] == "cpu"}
     for name in (LENET, TUNED):
         accuracies = [values(rows[one], "test_accuracy") for one in (name, RESNET)]
-        found.append(compared(f"{RESNET}: more accurate than {name}", *accuracies))
-        for accuracy in (60, 65) if {MEASURED[name], MEASURED[RESNET]} <= cases.keys() else ():
+        yield compared(f"{RESNET}: more accurate than {name}", *accuracies)
+        for accuracy in (60, 65) if all(len(rows[one]) and MEASURED[one] in rates for one in (name, RESNET)) else ():
+            reached = runs.epochs[runs.epochs["test_accuracy"] >= accuracy].groupby("run")["epoch"].min()
             times = []
             for one in (RESNET, name):
-                epochs = runs.part(rows[one]).epochs
-                reached = epochs["epoch"].where(epochs["test_accuracy"] >= accuracy, math.inf)
-                rate = statistics.median(cases[MEASURED[one]]["pipeline_images_per_second"])
-                times.append(reached.groupby(epochs["run"]).min() * 50_000 / rate)
+                epochs = reached.reindex(rows[one].index, fill_value=math.inf)
+                times.append(epochs * 50_000 / pd.Series(rates[MEASURED[one]]).median())
             resnet, lenet = times
-            outcome = HOLDS if resnet.max() < lenet.min() else UNDECIDED
-            outcome = CONTRADICTED if resnet.min() > lenet.max() else outcome
-            texts = ["never" if math.inf in set(one) else f"{span(one)} s" for one in times]
-            claim, of = f"{RESNET}: sooner at {accuracy} % than {name}", f"{len(resnet)} and {len(lenet)} seeds"
-            found.append((claim, " against ".join(texts), of, outcome))
-    return found
+            outcome = CONTRADICTED if resnet.min() > lenet.max() else UNDECIDED
+            outcome = HOLDS if resnet.max() < lenet.min() else outcome
+            measured = " against ".join("never" if math.inf in set(one) else f"{span(one)} s" for one in times)
+            of = f"{len(resnet)} and {len(lenet)} seeds"
+            yield f"{RESNET}: sooner at {accuracy} % than {name}", measured, of, outcome
 
 
-def regularisation(rows: Rows) -> list[Evidence]:
+def regularisation(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
     """The gap between training and test accuracy, and test accuracy, with and without, all else the same."""
-    found = []
-    for epochs, what in itertools.product((50, 200), ("L2", "dropout")):
+    for what, epochs in (("L2", 50), ("dropout", 50), ("L2", 200), ("dropout", 200)):
         plain, regularised = rows[f"LeNet, {epochs} epochs"], rows[f"LeNet + {what}, {epochs} epochs"]
         gaps, accuracies = ([values(row, name) for row in (plain, regularised)] for name in ("gap", "test_accuracy"))
-        found.append(compared(f"{what}, {epochs} epochs: gap narrower by", *reversed(gaps)))
-        found.append(compared(f"{what}, {epochs} epochs: test accuracy higher by", *accuracies, judged=False))
-    return found
+        yield compared(f"{what}, {epochs} epochs: gap narrower by", *reversed(gaps))
+        yield compared(f"{what}, {epochs} epochs: test accuracy higher by", *accuracies, judged=False)
 
 
-def several_devices(scaling: dict) -> list[Evidence]:
+def several_devices(scaling: dict) -> Iterator[Evidence]:
     """Each speed-up measured: considerable if it is more than half of what the further devices could add."""
-    found, unit = [], scaling["devices"]
     for case in scaling["cases"]:
         for measured in [one for one in case["measured"] if one["devices"] > 1]:
-            count, speedup = measured["devices"], measured["speedup"]
-            claim = f"{case['model']}, batch size {case['batch_size']}: {count} {unit} ({measured['parallel']})"
-            outcome = HOLDS if speedup > (count + 1) / 2 else CONTRADICTED
-            found.append((claim, f"{speedup:.2f} times as fast as one", "", outcome))
-    return found if unit == "GPUs" else [*found, ("several GPUs", "not measured", "", OPEN)]
+            devices, speedup = f"{measured['devices']} {scaling['devices']}", measured["speedup"]
+            claim = f"{case['model']}, batch size {case['batch_size']}: {devices} ({measured['parallel']})"
+            outcome = HOLDS if speedup > (measured["devices"] + 1) / 2 else CONTRADICTED
+            yield claim, f"{speedup:.2f} times as fast as one", "", outcome
+    if scaling["devices"] != "GPUs":
+        yield "several GPUs", "not measured", "", OPEN
 
 
 def combined(verdicts: list[str]) -> str:
-    """The verdict on a conclusion from those on its parts."""
-    if HOLDS in verdicts:
-        return HOLDS if set(verdicts) == {HOLDS} else PARTLY
-    return next((one for one in (UNDECIDED, CONTRADICTED) if one in verdicts), OPEN)
+    """The verdict on a conclusion from those on its parts, where "" is none."""
+    judged = set(verdicts) - {""}
+    if HOLDS in judged:
+        return HOLDS if judged == {HOLDS} else PARTLY
+    return next((one for one in (UNDECIDED, CONTRADICTED) if one in judged), OPEN)
+
+
+@default_style()
+def draw_results(runs: Runs) -> bytes:
+    """Left, scripts' test accuracies at the end, a dot a seed; right, training and test accuracy of three LeNets."""
+    figure, rows = Figure(figsize=(WIDTH, 4.5), layout="constrained"), named_rows(runs)
+    left, right = figure.subplots(1, 2, width_ratios=[5, 4])
+    scripts = [name for name in list(NAMED)[:6] if len(rows[name])]
+    for place, name in enumerate(scripts):
+        accuracies, device = values(rows[name], "test_accuracy"), rows[name].iloc[0]["device"]
+        left.plot(accuracies, [-place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
+        original = original_run(runs.records[rows[name].index[0]]["config"])
+        if original and original["last"] is not None:
+            left.plot([original["last"]], [0.2 - place], "*", ms=10, markerfacecolor="none", markeredgecolor="black")
+        left.text(102, -place, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
+        scripts[place] = name if device == "cpu" else f"{name}\n{device}"
+    left.set_yticks([-place for place in range(len(scripts))], scripts)
+    left.set(xlim=(55, 101), ylim=(-len(scripts) + 0.5, 0.5), xlabel="test accuracy after the last epoch (%)")
+    left.set_title("● a seed   ☆ the original   right: the mean", fontsize=10, loc="left")
+    left.grid(alpha=0.3, axis="x")
+    for place, (name, colour) in enumerate(zip(("LeNet", "LeNet + L2", "LeNet + dropout"), COLOURS[1:4], strict=True)):
+        train, test = rows[f"{name}, 200 epochs"][["train_accuracy", "test_accuracy"]].mean()
+        right.plot([place, place], [test, train], color=colour, linewidth=3, alpha=0.4)
+        right.plot(place, test, "o", color=colour, markersize=9)
+        right.plot(place, train, "o", color=colour, markersize=9, markerfacecolor="white", markeredgewidth=2)
+        texts = {test: f"{test:.1f}", train: f"{train:.1f}", (test + train) / 2: f"gap {train - test:.0f}"}
+        for y, text in texts.items():
+            right.text(place + 0.12, y, text, va="center")
+    right.set_xticks(range(3), ["plain", "L2", "dropout"])
+    right.set(xlim=(-0.4, 2.9), ylim=(55, 102), ylabel="mean accuracy (%)")
+    right.set_title("LeNet, 200 epochs: ○ training   ● test", fontsize=10, loc="left")
+    right.grid(alpha=0.3, axis="y")
+    return png(figure, DPI)
