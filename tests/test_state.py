@@ -104,18 +104,23 @@ def at_step(count: int, action):
     return register_optimizer_step_post_hook(lambda *_: (next(steps, None) or (lambda: None))())
 
 
+def run_in_two_parts(settings: common.Settings) -> None:
+    """Interrupted in the second epoch, then resumed."""
+    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))  # of 25 an epoch
+    try:
+        with pytest.raises(common.Interrupted):
+            common.run(settings)
+    finally:
+        stop.remove()
+    common.run(dataclasses.replace(settings, resume=True))
+
+
 def test_all_generators_are_seeded_and_the_callers_put_back(data_dir: Path, tmp_path: Path) -> None:
     settings = settings_for(data_dir, tmp_path / "a", model=DrawsFromAll)
     random.seed(1), np.random.seed(1)
     common.run(settings)
     assert (random.random(), np.random.rand()) == (random.Random(1).random(), np.random.RandomState(1).rand())
-    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))  # of 25 an epoch
-    try:
-        with pytest.raises(common.Interrupted):
-            common.run(dataclasses.replace(settings, output=tmp_path / "b"))
-    finally:
-        stop.remove()
-    common.run(dataclasses.replace(settings, output=tmp_path / "b", resume=True))
+    run_in_two_parts(dataclasses.replace(settings, output=tmp_path / "b"))
     assert same_losses(tmp_path / "a", tmp_path / "b")
 
 
@@ -169,13 +174,7 @@ def test_an_optimizer_with_modes_is_told_which_it_is(reference, data_dir: Path, 
     assert record["history"]["train_loss"] == read_run(plain)["history"]["train_loss"]
     halved = {name: values / 2 for name, values in weights_of(plain / "model.pth").items()}
     assert all(np.array_equal(halved[name], values) for name, values in weights_of(tmp_path / "a/model.pth").items())
-    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))
-    try:
-        with pytest.raises(common.Interrupted):
-            common.run(dataclasses.replace(settings, output=tmp_path / "b"))
-    finally:
-        stop.remove()
-    common.run(dataclasses.replace(settings, output=tmp_path / "b", resume=True))
+    run_in_two_parts(dataclasses.replace(settings, output=tmp_path / "b"))
     assert same_losses(tmp_path / "a", tmp_path / "b")
     for name in ("model.pth", "best_model.pth"):
         assert same_weights(tmp_path / "a" / name, tmp_path / "b" / name)
