@@ -185,10 +185,10 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     """
     stated_settings = stated_settings or settings_of_script(settings.experiment) or settings
     settings = checked(settings)
-    model = build_model(settings)
+    config, model = config_of(settings), build_model(settings)
     interface = interface_of(model)
     execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
-    same = torch.tensor(int(from_rank_0(config_of(settings)) == config_of(settings)))
+    same = torch.tensor(int(from_rank_0(config) == config))
     if all_reduce(same) < execution.world_size:
         raise UserError("the processes of a group train one model together: all must be given the same settings")
     data, warning = from_rank_0(load_run_data(settings, execution) if execution.rank == 0 else None)
@@ -197,7 +197,7 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
         interface.initialise(data.train_images)
     last_batch = len(data.train_labels) % settings.batch_size or settings.batch_size
     try_model(model, execution, sizes_of(settings), last_batch // execution.world_size)
-    differing = differences(config_of(settings), config_of(stated_settings))
+    differing = differences(config, config_of(stated_settings))
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     return Training(settings, execution, data, model, folder, changed, code_record(settings), started), warning
