@@ -220,8 +220,6 @@ def build_model(settings: Settings) -> nn.Module:
     if settings.optimizer != "sgd" and interface_of(model).optimizer:
         own = f"{settings.model.__name__} brings its own optimizer"
         raise WrongOption(f"{own}: leave out --optimizer {settings.optimizer}")
-    if settings.optimizer != "sgd" and settings.nesterov:
-        raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
     return model
 
 

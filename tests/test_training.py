@@ -248,7 +248,7 @@ def test_nesterov_is_that_of_sgd(prepare) -> None:
     run = prepare(dataclasses.replace(LENET, nesterov=True), small_data())
     assert run.optimizer.param_groups[0]["nesterov"] is True
     with pytest.raises(common.WrongOption, match="--nesterov is of --optimizer sgd"):
-        common.build_model(dataclasses.replace(LENET, nesterov=True, optimizer="adamw"))
+        common.checked(dataclasses.replace(LENET, nesterov=True, optimizer="adamw"))
 
 
 def test_adamw_takes_the_steps_of_pytorchs(prepare) -> None:

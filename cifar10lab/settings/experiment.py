@@ -158,6 +158,8 @@ def checked(settings: Settings) -> Settings:
     values = {name: checked_value(name, getattr(settings, name)) for name, field in FIELDS.items() if field.metadata}
     if values["nesterov"] and not values["momentum"]:
         raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
+    if values["nesterov"] and values["optimizer"] != "sgd":
+        raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
     if values["cutout"] and not values["augment"]:
         raise WrongOption("--cutout needs --augment")
     settings = dataclasses.replace(settings, **values)
