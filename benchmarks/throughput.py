@@ -55,9 +55,12 @@ from cifar10lab.terminal.errors import UserError
 
 ROUNDS = 5
 LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)
+TUNED = {"augment": True, "lr": 0.05, "momentum": 0.9, "nesterov": True, "schedule": "one-cycle", "weight_decay": 2e-4}
 EXPERIMENTS = {  # the README's commands
     "original_version_model.py": original_version_model.SETTINGS,
     **{f"{lenet.__name__}.py --epochs 50": dataclasses.replace(lenet.SETTINGS, epochs=50) for lenet in LENETS},
+    "original_version_model_multigpu.py --augment --lr 0.05 --momentum 0.9 --nesterov --schedule one-cycle "
+    "--weight-decay 2e-4": dataclasses.replace(original_version_model_multigpu.SETTINGS, **TUNED),
     "resnet_model.py": resnet_model.SETTINGS,
     "fast_model.py": fast_model.SETTINGS,
     "fast_model.py --width 96": dataclasses.replace(fast_model.SETTINGS, options={"width": 96}),
@@ -105,7 +108,7 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
 def pipeline_steps(training: common.Training) -> Iterator[int]:
     """Endless chunks of the pipeline, with what `train_epoch` does between them; yields each one's images."""
     bar = tqdm(disable=True)
-    for epoch in itertools.count(1):
+    for epoch in itertools.cycle(range(1, training.settings.epochs + 1)):
         for batches, sizes, rates in common.epoch_chunks(training, epoch, 0):
             losses = common.train_chunk(training, batches, sizes, rates)
             if training.execution.device.type == "cpu":
@@ -116,7 +119,7 @@ def pipeline_steps(training: common.Training) -> Iterator[int]:
 
 def prepared_chunks(training: common.Training) -> Iterator[int]:
     """Endless chunks that are prepared, and not trained on; yields each one's images."""
-    for epoch in itertools.count(1):
+    for epoch in itertools.cycle(range(1, training.settings.epochs + 1)):
         for _, sizes, _ in common.epoch_chunks(training, epoch, 0):
             yield sum(sizes)
 
