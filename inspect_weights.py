@@ -9,8 +9,8 @@
 Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png,
 --evaluate adds confusion.png and mistakes.png, --classify prints the likeliest classes and draws
 classified.png. Pictures go beside the file, those of the repository's results to the current
-folder, or to --output. A file alone does not say how images were normalised in training: --evaluate
-then tries the usual ways on some test images and takes one where they tell; --mean and --std decide.
+folder, or to --output. A file alone does not say how images were normalised in training: --mean and
+--std do, else those of the model are assumed.
 
 It reads other people's state dicts, too, also of compiled, parallel or averaged models, with a prefix
 of Lightning's, or among other things. Nothing in a weights file is executed; the script that the
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,30 +30,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10, load_test_arrays
 from cifar10lab.files.pictures import default_style, png, write_picture
 from cifar10lab.files.writing import expanded
-from cifar10lab.inspection.models import ON_STAND_IN, TrainedModel, is_on_stand_in, recognise, weights_file
+from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
 from cifar10lab.inspection.photos import ROWS, draw_classified, read_photo
-from cifar10lab.inspection.weights import read_weights, warn_of_non_finite
-from cifar10lab.models.interface import Interface, interface_of
+from cifar10lab.inspection.weights import read_weights
 from cifar10lab.results.rows import REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
-NORMALISATIONS = (  # means and standard deviations with which people normalise CIFAR-10's images
-    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # PyTorch's tutorial
-    (Interface.mean, Interface.std),  # CIFAR-10's own
-    (Interface.mean, (0.2023, 0.1994, 0.2010)),  # https://github.com/kuangliu/pytorch-cifar, and its many copies
-    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
-    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # none
-)
-TRIED_IMAGES = 500  # of the test images, to tell the normalisations apart
-RULED_OUT_ERRORS = 3.0  # standard errors by which one must be worse than the best to be ruled out
 
 
 def picture_folder(path: Path, output: Path | None) -> Path:
@@ -67,6 +58,17 @@ def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     trained = [name for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()]
     return {name: weights[name].float() for name in trained}
+
+
+def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> None:
+    """`write_picture`, and print the path if it was written."""
+    if write_picture(path, draw, *arguments):
+        print(f"wrote {path}")
+
+
+def printable(path: Path) -> str:
+    """A path as it can be printed and drawn, whatever bytes it has."""
+    return str(path).encode(errors="replace").decode()
 
 
 # --- Statistics -------------------------------------------------------------------------------
@@ -92,9 +94,14 @@ def print_statistics(parameters: dict[str, Tensor]) -> None:
     print_table(lines)
 
 
-def print_comparison(first: dict[str, Tensor], second: dict[str, Tensor], path: Path) -> None:
-    """Per tensor the two norms, their ratio, and the relative difference |a - b| / |a|; `second` is from `path`."""
-    if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in second.items()}:
+def compare(first: dict[str, Tensor], arguments: argparse.Namespace, folder: Path) -> None:
+    """The parameters beside those of `--against`: norms, their ratio, the relative difference |a - b| / |a|; a picture.
+
+    UserError if those are not of the same model.
+    """
+    path = weights_file(arguments.against)
+    second = parameters_of(read_weights(path))
+    if {name: t.shape for name, t in first.items()} != {name: t.shape for name, t in second.items()}:
         raise UserError(f"{path} holds other names or shapes: only weights of the same model can be compared")
     lines = [["name", "count", "L2 norm", "of the other", "ratio", "relative difference"]]
     totals = [torch.cat([t.flatten() for t in parameters.values()]) for parameters in (first, second)]
@@ -104,6 +111,10 @@ def print_comparison(first: dict[str, Tensor], second: dict[str, Tensor], path: 
         ratio, difference = (x / norms[0] if norms[0] else np.nan for x in (norms[1], (a - b).norm().item()))
         lines.append([name, f"{a.numel():,}", *(f"{x:.4f}" for x in (*norms, ratio, difference))])
     print_table(lines)
+    against = arguments.against.resolve()
+    name = against.name if against.is_dir() else against.stem
+    names = [printable(arguments.path), printable(arguments.against)]
+    picture(folder / f"weights-against-{name}.png", draw_weights, first, second, names)
 
 
 @default_style()
@@ -147,58 +158,9 @@ def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in images.split(250)]).float()
 
 
-def trained_model(model: nn.Module, run: dict | None, arguments: argparse.Namespace, data: Data | None) -> TrainedModel:
-    """The model with its training's normalisation inside: the given one, its run's, or an assumed one. Prints which."""
-    mean, std, why = interface_of(model).mean, interface_of(model).std, "the model's own, as its run says"
-    if arguments.mean is not None:
-        mean, std, why = arguments.mean, arguments.std, "as given"
-    elif run is None:
-        why = "assumed, as no run says: --mean and --std set others"
-        if data is not None:
-            (mean, std), why = fitting_normalisation(model, (mean, std), data)
-    print(f"images are normalised with mean {in_words(mean)}, std {in_words(std)} ({why})")
-    return TrainedModel(model, mean, std)
-
-
-def fitting_normalisation(model: nn.Module, assumed: tuple, data: Data) -> tuple[tuple, str]:
-    """Mean and std of `NORMALISATIONS` that classify some test images best, if `assumed` is ruled out; and why they do.
-
-    Two are compared on the images that only one of them gets right (McNemar 1947,
-    https://doi.org/10.1007/BF02295996).
-    """
-    some = slice(0, None, max(1, len(data.test_labels) // TRIED_IMAGES))  # of all classes
-    images, labels = data.test_images[some], data.test_labels[some]
-    ways = dict.fromkeys((assumed, *NORMALISATIONS))
-    right = {way: logits_of(TrainedModel(model, *way), images).argmax(1).eq(labels).int() for way in ways}
-    best = max(right, key=lambda way: right[way].sum())  # the first of several, so that `assumed` comes first
-    differences = {way: right[best] - hits for way, hits in right.items()}
-    worse = {way for way, d in differences.items() if d.sum() > RULED_OUT_ERRORS * d.abs().sum().sqrt()}
-    taken = best if assumed in worse else assumed
-    print(f"\nNo run says how images were normalised in training. The usual ways, on {len(labels)} of the test images:")
-    lines = [["mean", "std", "accuracy %", ""]]
-    for way, hits in sorted(right.items(), key=lambda item: -item[1].sum()):
-        remark = "taken" if way == taken else "worse" if way in worse else "may be it"
-        lines.append([in_words(way[0]), in_words(way[1]), f"{100 * hits.float().mean():.1f}", remark])
-    print_table(lines)
-    if len(worse) == len(right) - 1:
-        return taken, "these images rule out the other usual ones"
-    why = "assumed" if taken == assumed else f"these images rule out {type(model).__name__}'s own"
-    return taken, f"{why}; --mean and --std set others"
-
-
-def in_words(values: tuple[float, ...]) -> str:
-    """Values per channel: "0.5 0.5 0.5"."""
-    return " ".join(f"{value:g}" for value in values)
-
-
-def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
-    """int64 (10, 10): row the true class, column the predicted one."""
-    return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
-
-
 @default_style()
 def draw_confusion(matrix: Tensor, accuracy: float, name: str) -> bytes:
-    """The confusion matrix (10, 10), in % of each true class, as a PNG file; accuracy in %."""
+    """The confusion matrix, int64 (10, 10), row the true class, in % of this class, as a PNG file; accuracy in %."""
     from matplotlib.figure import Figure
 
     share = 100 * matrix / matrix.sum(1, keepdim=True).clamp_min(1)
@@ -236,12 +198,13 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: s
     return png(figure, 90)
 
 
-def evaluate(model: TrainedModel, data: Data, folder: Path, name: str) -> None:
-    """Print test loss, accuracy and accuracy per class; draw confusion.png and mistakes.png."""
+def evaluate(model: TrainedModel, data: Data, path: Path, folder: Path) -> None:
+    """Print test loss, accuracy and accuracy per class of `path`'s weights; draw confusion.png and mistakes.png."""
+    name = printable(path)[-60:]
     logits, labels = logits_of(model, data.test_images), data.test_labels
     loss, predictions = F.cross_entropy(logits, labels), logits.argmax(1)
     accuracy = 100 * predictions.eq(labels).float().mean().item()
-    matrix = confusion_matrix(labels, predictions)
+    matrix = torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
     print(f"\ntest loss {loss:.4f}, test accuracy {accuracy:.2f} % ({len(labels)} images, {data.source})")
     lines = [["class", "accuracy %", "most often taken for"]]
     wrong = matrix - matrix.diag().diag()
@@ -255,19 +218,16 @@ def evaluate(model: TrainedModel, data: Data, folder: Path, name: str) -> None:
 # --- Photos -----------------------------------------------------------------------------------
 
 
-def read_photos(paths: list[Path]) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
-    """What `read_photo` reads of each; those that can't be read are named on standard error and left out."""
+def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
+    """Print each picture's three likeliest classes and draw classified.png; whether all pictures could be read."""
     photos = {}
     for path in paths:
         try:
             photos[path] = read_photo(path)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-    return photos
-
-
-def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
-    """Print each picture's three likeliest classes and draw classified.png."""
+    if not photos:
+        return False
     images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
     probabilities = logits_of(model, images).softmax(1)
     names = [printable(path) for path in photos]
@@ -275,35 +235,10 @@ def classify(model: TrainedModel, photos: dict[Path, tuple[np.ndarray, np.ndarra
     for name, row in zip(names, probabilities, strict=True):
         lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
     print_table(lines)
-    drawn = picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
-    if drawn and len(photos) > ROWS:
-        print(f"of the {len(photos)} pictures, it shows the first {ROWS}")
-
-
-def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> bool:
-    """`write_picture`, and print the path; whether it was written."""
-    written = write_picture(path, draw, *arguments)
-    if written:
-        print(f"wrote {path}")
-    return written
-
-
-def printable(path: Path) -> str:
-    """A path as it can be printed and drawn, whatever bytes it has."""
-    return str(path).encode(errors="replace").decode()
-
-
-def compare(parameters: dict[str, Tensor], arguments: argparse.Namespace, folder: Path) -> None:
-    """The file's parameters beside those of `--against`: a table, and a picture of its own."""
-    other_path = weights_file(arguments.against)
-    other = read_weights(other_path)
-    warn_of_non_finite(other, other_path)
-    other = parameters_of(other)
-    print_comparison(parameters, other, other_path)
-    against = arguments.against.resolve()
-    name = against.name if against.is_dir() else against.stem
-    names = [printable(arguments.path), printable(arguments.against)]
-    picture(folder / f"weights-against-{name}.png", draw_weights, parameters, other, names)
+    if len(photos) > ROWS:
+        print(f"classified.png shows the first {ROWS} of the {len(photos)} pictures")
+    picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
+    return len(photos) == len(set(paths))
 
 
 def inspect(arguments: argparse.Namespace) -> bool:
@@ -311,7 +246,6 @@ def inspect(arguments: argparse.Namespace) -> bool:
     path = weights_file(arguments.path)
     folder = picture_folder(path, arguments.output)
     weights = read_weights(path, arguments.key)
-    warn_of_non_finite(weights, path)
     parameters = parameters_of(weights)
     if not parameters:
         raise UserError(f"{path} holds no trained tensors")
@@ -322,20 +256,18 @@ def inspect(arguments: argparse.Namespace) -> bool:
         picture(folder / "weights.png", draw_weights, parameters, None, [printable(arguments.path)])
     if not arguments.evaluate and not arguments.images and not arguments.classify:
         return True
-    (model, run), paths = recognise(weights, path), arguments.classify or []
-    photos = read_photos(paths)
-    data = load_cifar10(arguments.data_dir, test_only=True) if arguments.evaluate else None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        model = trained_model(weights, path, arguments.mean, arguments.std)
+    for warning in told:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    mean, std = (" ".join(map(str, values)) for values in (model.interface.mean, model.interface.std))
+    print(f"images are normalised with mean {mean}, std {std}")
+    if arguments.evaluate:
+        evaluate(model, load_cifar10(arguments.data_dir, test_only=True), arguments.path, folder)
     if arguments.images:
-        data = load_test_arrays(arguments.images, arguments.labels)
-    if is_on_stand_in(run):
-        print(f"warning: {path} {ON_STAND_IN}", file=sys.stderr)
-    if photos or data is not None:
-        model = trained_model(model, run, arguments, data)
-    if data is not None:
-        evaluate(model, data, folder, printable(arguments.path)[-60:])
-    if photos:
-        classify(model, photos, folder)
-    return len(photos) == len(set(paths))
+        evaluate(model, load_test_arrays(arguments.images, arguments.labels), arguments.path, folder)
+    return classify(model, arguments.classify, folder) if arguments.classify else True
 
 
 def main() -> None:
@@ -344,8 +276,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("path", type=expanded, metavar="FOLDER_OR_FILE", help="a run's folder, or a weights file")
-    add("--evaluate", action="store_true", help="load the weights into their model and test it")
-    add("--images", type=expanded, metavar="X.npy", help="test it on these instead: uint8 (N, 32, 32, 3)")
+    tested_on = parser.add_mutually_exclusive_group().add_argument
+    tested_on("--evaluate", action="store_true", help="load the weights into their model and test it")
+    tested_on("--images", type=expanded, metavar="X.npy", help="test it on these instead: uint8 (N, 32, 32, 3)")
     add("--labels", type=expanded, metavar="Y.npy", help="the classes of --images, 0 to 9")
     add("--classify", type=expanded, metavar="PICTURE", nargs="+", help="ask the model what is on your own pictures")
     add("--against", type=expanded, metavar="OTHER", help="a second folder or file, to be put beside the first")
@@ -360,8 +293,6 @@ def main() -> None:
         parser.error("--mean and --std belong together: give both")
     if (arguments.images is None) != (arguments.labels is None):
         parser.error("--images and --labels belong together: give both")
-    if arguments.images and arguments.evaluate:
-        parser.error("--images and --evaluate are of different test images: give one of them")
     try:
         sys.exit(0 if inspect(arguments) else 1)
     except (OSError, UserError) as error:

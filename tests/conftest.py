@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import common
 
+import inspect_weights
 from cifar10lab.data import loading, synthetic
 from cifar10lab.devices.execution import Execution
 from cifar10lab.devices.processes import leave_processes
@@ -315,12 +316,18 @@ def reference(tmp_path_factory: pytest.TempPathFactory, data_dir: Path):
 
 
 @pytest.fixture
-def inspect(run):
-    """Runs inspect_weights.py: exit code, standard output and error."""
+def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path):
+    """Runs inspect_weights.py in this process, on the small data set: exit code, standard output and error."""
 
     def inspect(*arguments: object) -> tuple[int, str, str]:
-        done = run(ROOT / "inspect_weights.py", *arguments)
-        return done.code, done.out, done.err
+        words = ["inspect_weights.py", "--data-dir", data_dir, *arguments]
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "argv", [str(word) for word in words])
+            for name in ("stdout", "stderr"):
+                patch.setattr(sys, name, getattr(sys, name))  # the script puts others in their place
+            inspect_weights.main()
+        code, printed = end.value.code, capsys.readouterr()
+        return (1, printed.out, f"{printed.err}{code}\n") if isinstance(code, str) else (code, printed.out, printed.err)
 
     return inspect
 

@@ -1,26 +1,23 @@
-"""inspect_weights.py on weights that the tests train, and on other people's and hostile files."""
+"""inspect_weights.py on runs and on files that no run says anything of: figures, tables, pictures and errors."""
 
-import json
 import shutil
 from pathlib import Path
 
-from common import LeNet, ResNet18, load
+from common import LeNet, ResNet18
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_run, run_command
+from conftest import read_run
 
-import inspect_weights
 from cifar10lab.data.loading import load_cifar10
-from fast_model import FastNet
 
 
-def test_a_runs_folder(lenet: Path) -> None:
-    done = run_command("python", ROOT / "inspect_weights.py", lenet)
-    assert done.code == 0, done.err
-    rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line[0] in "cft"}
+def test_a_runs_folder(inspect, lenet: Path) -> None:
+    code, out, err = inspect(lenet)
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line[0] in "cft"}
     weights = torch.load(lenet / "model.pth", weights_only=True)
     assert list(rows) == [*weights, "total"]
     weight = weights["fc1.weight"].numpy()
@@ -32,32 +29,48 @@ def test_a_runs_folder(lenet: Path) -> None:
     assert matplotlib.image.imread(lenet / "weights.png").shape[1] == 1210
 
 
-def test_the_same_test_images_as_arrays_give_the_same_figures(
+def result_of(run: Path) -> str:
+    history = read_run(run)["history"]
+    return f"test loss {history['test_loss'][-1]:.4f}, test accuracy {history['test_accuracy'][-1]:.2f} % (40 images"
+
+
+def test_evaluate_needs_test_images_alone_and_reports_what_the_run_did(
     inspect, lenet: Path, tmp_path: Path, data_dir: Path
 ) -> None:
-    data = load_cifar10(data_dir)
-    np.save(tmp_path / "x.npy", data.test_images.permute(0, 2, 3, 1).numpy())
-    np.save(tmp_path / "y.npy", data.test_labels.numpy())
     shutil.copytree(data_dir / "test", tmp_path / "alone" / "test")
-    arrays = inspect(lenet, "--images", tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
-    folder = inspect(lenet, "--evaluate", "--data-dir", tmp_path / "alone")
-    assert (arrays[0], folder[0]) == (0, 0), arrays[2] + folder[2]
-    assert arrays[1].replace(str(tmp_path / "x.npy"), "image folder") == folder[1]
-    assert inspect(lenet, "--images", tmp_path / "x.npy")[0] == 2
-
-
-def test_evaluate_reports_what_the_run_did(inspect, lenet: Path) -> None:
-    code, out, err = inspect(lenet, "--evaluate")
-    assert code == 0, err
-    history = read_run(lenet)["history"]
-    assert f"test loss {history['test_loss'][-1]:.4f}, test accuracy {history['test_accuracy'][-1]:.2f} %" in out
+    code, out, err = inspect(lenet, "--evaluate", "--data-dir", tmp_path / "alone")
+    assert (code, err) == (0, "") and result_of(lenet) in out
+    assert "images are normalised with mean 0.5 0.5 0.5, std 0.5 0.5 0.5\n" in out
     for name in ("confusion.png", "mistakes.png", "weights.png"):
         assert matplotlib.image.imread(lenet / name).shape[1] > 500
 
 
-def test_confusion_matrix_counts_true_classes_in_rows() -> None:
-    matrix = inspect_weights.confusion_matrix(torch.tensor([0, 0, 3]), torch.tensor([0, 5, 3]))
-    assert matrix.sum() == 3 and matrix[0, 0] == matrix[0, 5] == matrix[3, 3] == 1
+def test_a_file_alone_is_evaluated_on_arrays_with_an_assumed_normalisation_which_is_told(
+    inspect, lenet: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    path, data = tmp_path / "alone.pth", load_cifar10(data_dir)
+    shutil.copy(lenet / "best_model.pth", path)
+    np.save(tmp_path / "x.npy", data.test_images.permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "y.npy", data.test_labels.numpy())
+    code, out, err = inspect(path, "--images", tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
+    assert code == 0 and result_of(lenet) in out and str(tmp_path / "x.npy") in out
+    assumed = "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) are assumed, --mean and --std set others"
+    assert err == f"warning: {path}: no run says how images were normalised in training: {assumed}\n"
+
+
+IMPOSSIBLE = {
+    "one without the other": "--mean 0.5 0.5 0.5",
+    "a deviation of 0": "--mean 0.5 0.5 0.5 --std 0 1 1",
+    "from 0 to 255": "--mean 125 125 125 --std 1 1 1",
+    "images without labels": "--images x.npy",
+    "two sets of images": "--evaluate --images x.npy --labels y.npy",
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_impossible_arguments_are_one_line(inspect, tmp_path: Path, what: str) -> None:
+    code, out, err = inspect(tmp_path, *IMPOSSIBLE[what].split())
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and "--" in err
 
 
 def test_two_files_side_by_side(inspect, lenet: Path, tmp_path: Path) -> None:
@@ -75,68 +88,42 @@ def test_two_files_side_by_side(inspect, lenet: Path, tmp_path: Path) -> None:
     (tmp_path / "half.pth").rename(tmp_path / "another run" / "model.pth")
     assert inspect(lenet, "--against", tmp_path / "another run")[0] == 0
     assert (lenet / "weights-against-another run.png").is_file()
-
-
-def test_weights_from_before_an_option_of_their_model(tmp_path: Path) -> None:
-    torch.save(FastNet().state_dict(), tmp_path / "model.pth")
-    config = {"model": "FastNet", "epochs": 12}  # without a width
-    (tmp_path / "loss.json").write_text(json.dumps({"experiment": "fast_model", "config": config}))
-    assert type(load(tmp_path).model) is FastNet
-
-
-FOREIGN = {
-    "a plain state dict": lambda weights: weights,
-    "module. prefixes": lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
-    "under net, with prefixes": lambda weights: {
-        "net": {f"module.{name}": tensor for name, tensor in weights.items()},
-        "acc": 93.5,
-        "epoch": 12,
-    },
-    "under model": lambda weights: {"model": weights},
-    "under state_dict": lambda weights: {"state_dict": weights, "optimizer": {"lr": 0.1}},
-    "under model_state_dict": lambda weights: {"model_state_dict": weights},
-    "bfloat16": lambda weights: {name: tensor.bfloat16() for name, tensor in weights.items()},
-    "float16": lambda weights: {name: tensor.half() for name, tensor in weights.items()},
-}
-
-
-@pytest.mark.parametrize("form", FOREIGN)
-@pytest.mark.parametrize("model", [LeNet(0.5), ResNet18(4), ResNet18(6)], ids=["LeNet", "ResNet18-4", "ResNet18-6"])
-def test_other_peoples_files(tmp_path: Path, form: str, model: torch.nn.Module) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(FOREIGN[form](model.state_dict()), path)
-    loaded = load(path, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert type(loaded.model) is type(model)
-    for name, tensor in model.state_dict().items():
-        assert torch.allclose(loaded.model.state_dict()[name].float(), tensor.float(), atol=2e-2), name
-    assert loaded(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)).shape == (4, 10)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        {"conv1.weight": torch.zeros(64, 3, 7, 7)},
-        {"layer.weight": torch.zeros(2, 2)},
-        {"conv1.weight": torch.zeros(9999999, 1)},
-    ],
-    ids=["another ResNet", "another network", "an absurd width"],
-)
-def test_another_architecture_is_inspected_but_not_evaluated(inspect, tmp_path: Path, weights: dict) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(weights, path)
-    code, out, _ = inspect(path)
-    assert code == 0 and "total" in out and (tmp_path / "weights.png").is_file()
-    code, _, err = inspect(path, "--evaluate")
-    assert code == 1 and len(err.splitlines()) == 1 and "neither LeNet nor ResNet18 nor FastNet" in err
-
-
-def test_weights_of_another_model_are_not_put_beside(inspect, lenet: Path, tmp_path: Path) -> None:
     torch.save(ResNet18(4).state_dict(), tmp_path / "other.pth")
     code, _, err = inspect(lenet, "--against", tmp_path / "other.pth")
     assert code == 1 and len(err.splitlines()) == 1 and "same model" in err
 
 
-def test_it_needs_no_loss_json(inspect, lenet: Path, tmp_path: Path) -> None:
-    shutil.copy(lenet / "best_model.pth", tmp_path / "alone.pth")
-    code, out, _ = inspect(tmp_path / "alone.pth", "--evaluate")
-    assert code == 0 and "test accuracy" in out and (tmp_path / "confusion.png").is_file()
+def test_another_architecture_is_inspected_but_not_evaluated(inspect, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "weights.pth")
+    code, out, err = inspect(tmp_path / "weights.pth", "--evaluate")
+    assert "total" in out and (tmp_path / "weights.png").is_file()
+    assert code == 1 and len(err.splitlines()) == 1 and "no weights of LeNet or ResNet18 or FastNet" in err
+
+
+def test_weights_with_nan_or_infinity_are_evaluated_with_a_warning(inspect, tmp_path: Path) -> None:
+    weights = LeNet().state_dict()
+    weights["fc1.weight"][0, 0] = float("nan")
+    weights["conv1.weight"][0, 0, 0, 0] = float("inf")
+    weights["fc3.weight"][:] = -float("inf")  # not one finite value is left to be drawn
+    torch.save(weights, tmp_path / "model.pth")
+    code, out, err = inspect(tmp_path, "--evaluate")
+    assert code == 0 and "test accuracy" in out and (tmp_path / "weights.png").is_file()
+    assert f"warning: in {tmp_path / 'model.pth'}, conv1.weight and 2 more tensors hold NaN or infinity" in err
+    assert len(err.splitlines()) == 2, err  # the other is of the normalisation
+
+
+def test_key_on_the_command_line(inspect, tmp_path: Path) -> None:
+    path, networks = tmp_path / "several.pth", {"net": LeNet().state_dict(), "ema": LeNet().state_dict()}
+    torch.save(networks, path)
+    code, out, err = inspect(path, "--key", "ema", "--output", tmp_path)
+    assert (code, err) == (0, "")
+    assert f"{torch.cat([t.flatten() for t in networks['ema'].values()]).norm():.3f}" in out
+    code, out, err = inspect(path, "--key", "none")
+    assert (code, out) == (1, "")
+    assert err == f"error: {path} has no weights under none: expected one of net, ema\n"
+    code, out, err = inspect(path, "--key", "ema", "--against", path)
+    row = next(line for line in out.splitlines() if line.startswith("fc1.weight"))
+    assert code == 0 and row.split()[-1] != "0.0000", "--key is not of the other file"
+    torch.save(networks["net"], path)
+    code, _, err = inspect(path, "--key", "net")
+    assert code == 1 and "expected no --key" in err

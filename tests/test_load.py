@@ -2,6 +2,8 @@
 
 import copy
 import io
+import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -10,9 +12,11 @@ import common
 
 import pytest
 import torch
-from conftest import read_run
+from conftest import read_run, wait_for
 
 from cifar10lab.data.loading import load_cifar10
+from cifar10lab.inspection.models import recognise
+from fast_model import FastNet
 
 
 def accuracy(model: torch.nn.Module, data_dir: Path) -> float:
@@ -21,21 +25,13 @@ def accuracy(model: torch.nn.Module, data_dir: Path) -> float:
         return 100 * model(data.test_images).argmax(1).eq(data.test_labels).float().mean().item()
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        ("dropout_regularization", "--epochs", 2, "--batch-size", 10, "--lr", 0.01),
-        ("resnet_model", "--epochs", 1, "--batch-size", 10, "--width", 4),
-        ("fast_model", "--epochs", 1, "--batch-size", 10, "--width", 8, "--lr", 0.1),
-    ],
-    ids=lambda script: script[0],
-)
-def test_a_runs_model_has_the_runs_accuracy(run, tmp_path: Path, data_dir: Path, script: tuple) -> None:
-    assert run(*script, "--precision", "fp32", "--output", tmp_path).code == 0
-    model, result = common.load(tmp_path), read_run(tmp_path)["result"]
+def test_a_runs_models_have_the_runs_accuracies(reference, data_dir: Path) -> None:
+    arguments = ("--epochs", 2, "--batch-size", 10, "--width", 8, "--lr", 0.1, "--precision", "fp32")
+    folder = reference("fast_model", *arguments)
+    model, result = common.load(folder), read_run(folder)["result"]
     assert not any(module.training for module in model.modules())
     assert accuracy(model, data_dir) == pytest.approx(result["final_test_accuracy"])
-    best = common.load(str(tmp_path / "best_model.pth"))
+    best = common.load(str(folder / "best_model.pth"))
     assert accuracy(best, data_dir) == pytest.approx(result["best_test_accuracy"])
 
 
@@ -70,26 +66,29 @@ def exported_to_onnx(model: torch.nn.Module, images: torch.Tensor) -> torch.Tens
     return torch.from_numpy(reference.run(None, {reference.input_names[0]: images.numpy()})[0])
 
 
+def vectorised(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return torch.func.vmap(model)(images[:, None])[:, 0]
+
+
 PROGRAMS = {
     "export": lambda model, images: torch.export.export(model, (images,)).module()(images),
     "compile": lambda model, images: torch.compile(model, fullgraph=True, backend="aot_eager")(images),
-    "vmap": lambda model, images: torch.func.vmap(model)(images[:, None])[:, 0],
+    "vmap": vectorised,
     "ONNX": exported_to_onnx,
 }
 
 
-@pytest.mark.parametrize("kind", ["uint8", "float"])
 @pytest.mark.parametrize("what", PROGRAMS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_can_be_exported_and_compiled(model: torch.nn.Module, what: str, kind: str) -> None:
-    images = some_images(kind)
-    assert torch.allclose(PROGRAMS[what](model, images), model(images), atol=1e-4)
+def test_it_can_be_exported_and_compiled(model: torch.nn.Module, what: str) -> None:
+    for images in map(some_images, ("uint8", "float")):
+        assert torch.allclose(PROGRAMS[what](model, images), model(images), atol=1e-4), images.dtype
 
 
 def test_a_wide_resnet_in_vmap(tmp_path: Path) -> None:
     torch.save(common.ResNet18(16).state_dict(), tmp_path / "wide.pth")  # its weights are channels_last
     model, images = common.load(tmp_path / "wide.pth", mean=(0.5,) * 3, std=(0.5,) * 3), some_images("float")
-    assert torch.allclose(torch.func.vmap(model)(images[:, None])[:, 0], model(images), atol=1e-4)
+    assert torch.allclose(vectorised(model, images), model(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -115,26 +114,18 @@ def test_other_images_are_refused(model: torch.nn.Module, images: torch.Tensor, 
         model(images)
 
 
-def test_a_key_chooses_among_several_networks(tmp_path: Path) -> None:
-    weights = {name: common.LeNet().state_dict() for name in ("net", "ema")}
-    torch.save(weights, tmp_path / "both.pth")
-    with pytest.warns(UserWarning, match=r"both\.pth: no run says .* mean=\(0\.5, 0\.5, 0\.5\), std=\(0\.5"):
-        loaded = common.load(tmp_path / "both.pth", key="ema")
-    assert torch.equal(loaded.model.fc3.weight, weights["ema"]["fc3.weight"])
-
-
-def test_a_normalisation_may_be_given(tmp_path: Path) -> None:
-    torch.save(common.ResNet18(4).state_dict(), tmp_path / "other.pth")
-    black = torch.zeros(1, 3, 32, 32)
+def test_a_key_chooses_among_several_networks_and_a_normalisation_may_be_given(tmp_path: Path) -> None:
+    weights, path = {name: common.LeNet().state_dict() for name in ("net", "ema")}, tmp_path / "both.pth"
+    torch.save(weights, path)
+    with pytest.warns(UserWarning, match=r"both\.pth: no run says .* mean \(0\.5, 0\.5, 0\.5\) and std \(0\.5"):
+        assert torch.equal(common.load(path, key="ema").model.fc3.weight, weights["ema"]["fc3.weight"])
+    black, mean = torch.zeros(1, 3, 32, 32), (0.1, 0.2, 0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first, second = (
-            common.load(tmp_path / "other.pth", mean=mean, std=(0.5,) * 3) for mean in [(0.5,) * 3, (0,) * 3]
-        )
-        assert not torch.allclose(first(black), second(black))
-    assert torch.equal(first.model((black - 0.5) / 0.5), first(black))
+        model = common.load(path, mean=mean, std=(0.5,) * 3)
+    assert torch.equal(model.model((black - torch.tensor(mean).view(3, 1, 1)) / 0.5), model(black))
     with pytest.raises(common.UserError, match="belong together"):
-        common.load(tmp_path / "other.pth", mean=(0.5,) * 3)
+        common.load(path, mean=mean)
 
 
 def test_only_a_runs_own_files_are_as_its_run_says(lenet: Path) -> None:
@@ -145,15 +136,33 @@ def test_only_a_runs_own_files_are_as_its_run_says(lenet: Path) -> None:
     shutil.copy(lenet / "model.pth", lenet / "from_elsewhere.pth")
     with pytest.warns(UserWarning, match="no run says"):
         common.load(lenet / "from_elsewhere.pth")
-
-
-def test_a_run_on_the_stand_in_is_told(run, inspect, tmp_path: Path) -> None:
-    arguments = ("--dataset", "synthetic", "--epochs", 1, "--batch-size", 1000, "--output", tmp_path / "run")
-    assert run("original_version_model", *arguments).code == 0
+    record = read_run(lenet)
+    record["dataset"]["name"] = "synthetic"
+    (lenet / "loss.json").write_text(json.dumps(record))
     with pytest.warns(UserWarning, match=r"model\.pth was trained on the synthetic stand-in"):
-        common.load(tmp_path / "run")
-    code, _, err = inspect(tmp_path / "run", "--evaluate")
-    assert code == 0 and "model.pth was trained on the synthetic stand-in" in err
+        common.load(lenet)
+
+
+def test_an_unfinished_checkpoint_says_itself_what_it_is(start, tmp_path: Path) -> None:
+    running = start("fast_model", "--width", 4, "--epochs", 1000, "--output", tmp_path / "run")
+    wait_for(tmp_path / "run" / "checkpoint.pth")
+    os.kill(running.process.pid, 15)
+    assert running.finish().code == -15
+    alone = tmp_path / "alone.pth"
+    shutil.copy(tmp_path / "run" / "checkpoint.pth", alone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(common.load(alone).model) is type(common.load(tmp_path / "run").model) is FastNet
+
+
+def test_a_run_before_an_option_of_its_model_and_a_checkpoint_beside_its_loss_json(tmp_path: Path) -> None:
+    torch.save(FastNet().state_dict(), tmp_path / "model.pth")
+    run = {"experiment": "fast_model", "config": {"model": "FastNet", "epochs": 12}}  # without a width
+    (tmp_path / "loss.json").write_text(json.dumps(run))
+    assert type(common.load(tmp_path).model) is FastNet
+    other = {"experiment": "resnet_model", "config": {"model": "ResNet18", "width": 4}}
+    torch.save({**other, "model": common.ResNet18(4).state_dict()}, tmp_path / "checkpoint.pth")
+    assert type(common.load(tmp_path / "checkpoint.pth").model) is common.ResNet18
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -166,11 +175,17 @@ def test_a_folder_as_the_hub_lays_it(tmp_path: Path, name: str) -> None:
         torch.save(weights, tmp_path / name)
     model = common.load(tmp_path, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert torch.equal(model.model.fc3.weight, weights["fc3.weight"])
+    os.truncate(tmp_path / name, 10_000)
+    with pytest.raises(common.UserError, match=name):
+        common.load(tmp_path)
 
 
 def test_what_cannot_be_loaded_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(common.UserError, match=r"model\.pth does not exist"):
         common.load(tmp_path)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(common.UserError, match=r"other\.pth is neither LeNet nor ResNet18"):
+    with pytest.raises(common.UserError, match=r"other\.pth holds no weights of LeNet or ResNet18 or FastNet"):
         common.load(tmp_path / "other.pth")
+    absurd = {"groups.0.conv1.weight": torch.zeros(1).expand(10**8, 3, 1, 1)}  # 100 million filters
+    with pytest.raises(common.UserError, match="no weights of LeNet or ResNet18 or FastNet"):
+        recognise(absurd, tmp_path / "absurd.pth")

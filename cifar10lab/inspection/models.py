@@ -26,7 +26,6 @@ from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
 OF_A_RUN = ("model.pth", "best_model.pth")  # what a run writes beside loss.json; a checkpoint records its own run
-ON_STAND_IN = "was trained on the synthetic stand-in: of real images it knows nothing"
 
 
 class TrainedModel(nn.Module):
@@ -75,15 +74,22 @@ def load(
     UserError if there is no such file, or if no known model fits it: its run's, LeNet, ResNet-18 or FastNet.
     """
     path = weights_file(Path(path))
-    model, run = recognise(read_weights(path, key), path)
+    return trained_model(read_weights(path, key), path, mean, std)
+
+
+def trained_model(
+    weights: dict[str, Tensor], path: Path, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> TrainedModel:
+    """What `load` makes of the weights that were read from `path`."""
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: give both")
+    model, run = recognise(weights, path)
     own = interface_of(model)
     if mean is None and run is None:
-        assumed = f"mean={tuple(own.mean)}, std={tuple(own.std)}"
-        warnings.warn(f"{path}: no run says how images were normalised in training: {assumed} is assumed", stacklevel=2)
-    if is_on_stand_in(run):
-        warnings.warn(f"{path} {ON_STAND_IN}", stacklevel=2)
+        assumed = f"mean {tuple(own.mean)} and std {tuple(own.std)} are assumed, --mean and --std set others"
+        warnings.warn(f"{path}: no run says how images were normalised in training: {assumed}", stacklevel=3)
+    if run is not None and run.get("dataset", {}).get("name") == "synthetic":
+        warnings.warn(f"{path} was trained on the synthetic stand-in: of real images it knows nothing", stacklevel=3)
     return TrainedModel(model, *((own.mean, own.std) if mean is None else (mean, std)))
 
 
@@ -101,21 +107,15 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
     """
     run, is_own = run_beside(path)
     of_run = [] if run is None else [model_of(run)]
-    while True:
-        models = of_run if is_own else [*of_run, *known_models(weights)]
-        differing = [differing_shapes(model, weights) for model in models]
-        nearest = min(differing, key=len)
-        if not nearest:
-            return with_weights(models[differing.index(nearest)], weights), run if is_own else None
-        inner = without_prefix(weights)
-        if inner is None:
-            break
-        weights = inner
-    name, others = min(nearest), " nor ".join(type(model).__name__ for model in models)
-    raise UserError(
-        f"{path} is neither {others}: {name} is {tuple(weights[name].shape) if name in weights else 'missing'}, "
-        f"expected {nearest[name]} ({len(nearest)} tensors differ)"
-    )
+    inner = weights
+    while inner is not None:
+        models = of_run if is_own else [*of_run, *known_models(inner)]
+        for model in models:
+            if shapes_of(model.state_dict()) == shapes_of(inner):
+                return with_weights(model, inner), run if is_own else None
+        inner = without_prefix(inner)
+    names = " or ".join(type(model).__name__ for model in models)
+    raise UserError(f"{path} holds no weights of {names}: its tensors have other names or shapes")
 
 
 def run_beside(path: Path) -> tuple[dict | None, bool]:
@@ -133,12 +133,8 @@ def run_beside(path: Path) -> tuple[dict | None, bool]:
 
 def is_run(content: object) -> bool:
     """Whether this is a run's record, or its checkpoint."""
-    return isinstance(content, dict) and "experiment" in content and "model" in dict(content.get("config") or {})
-
-
-def is_on_stand_in(run: dict | None) -> bool:
-    """Whether the run was trained on the synthetic stand-in."""
-    return run is not None and run.get("dataset", {}).get("name") == "synthetic"
+    config = content.get("config") if isinstance(content, dict) and "experiment" in content else None
+    return isinstance(config, dict) and "model" in config
 
 
 def model_of(run: dict) -> nn.Module:
@@ -166,18 +162,14 @@ def known_models(weights: dict[str, Tensor]) -> list[nn.Module]:
     return models
 
 
-def differing_shapes(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, object]:
-    """The names of tensors that only one of them has, or with other shapes; each with the model's shape, or "none"."""
-    own = {plain_name(name): value for name, value in model.state_dict().items()}
-    expected = {name: value.shape for name, value in own.items() if isinstance(value, Tensor)}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    differing = {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
-    return {name: tuple(expected[name]) if name in expected else "none" for name in differing}
+def shapes_of(state: dict[str, object]) -> dict[str, torch.Size]:
+    """The shapes of a state dict's tensors, by their plain names."""
+    return {plain_name(name): value.shape for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """The model with these weights in its own types, on the CPU, in eval mode."""
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     typed = {name: weights[plain_name(name)].to(tensor.dtype) for name, tensor in own.items()}
-    model.load_state_dict(typed, strict=False, assign=True)  # `differing_shapes` is strict
+    model.load_state_dict(typed, strict=False, assign=True)  # the shapes of all are the same
     return to_device(model, torch.device("cpu")).eval()

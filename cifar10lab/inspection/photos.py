@@ -13,7 +13,7 @@ from cifar10lab.data.loading import CLASSES
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.terminal.errors import UserError
 
-ROWS = 20  # pictures in classified.png
+ROWS = 10  # pictures in classified.png
 DRAWN_PIXELS = 400  # of a drawn picture's longer side, at most
 
 
@@ -40,11 +40,11 @@ def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def on_white(image: Image.Image) -> Image.Image:
     """8-bit RGB: grey levels of more bits are scaled down, and transparent pixels show white."""
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")):  # Pillow would clip its values to those from 0 to 255
         values = np.nan_to_num(np.asarray(image, np.float64))
-        sixteen_bits = image.mode != "F" and values.min() >= 0 and values.max() < 2**16
-        low, high = (0, 2**16 - 1) if sixteen_bits else (values.min(), values.max())
-        return Image.fromarray((255 * (values - low) / max(high - low, 1e-12)).round().astype(np.uint8)).convert("RGB")
+        has_16_bits = image.mode != "F" and values.min() >= 0 and values.max() < 2**16  # Pillow 10.1 opens PNG as "I"
+        limits = (0, 2**16 - 1) if has_16_bits else (values.min(), values.max())
+        image = Image.fromarray(np.interp(values, limits, [0, 255]).round().astype(np.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")
     ground = Image.new("RGBA", image.size, "white")

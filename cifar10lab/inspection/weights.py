@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import pickletools
 import sys
-import zipfile
-from _compat_pickle import IMPORT_MAPPING  # Python 2's names of modules, which torch.save writes still
 from collections import Counter
 from pathlib import Path
 
@@ -15,13 +12,13 @@ from torch import Tensor
 
 from cifar10lab.files.tensors import read_torch
 from cifar10lab.models.interface import plain_name
-from cifar10lab.terminal.errors import UserError
+from cifar10lab.terminal.errors import UserError, in_one_line
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict")  # where the trained weights usually are
 AVERAGES = ("ema", "swa", "avg")  # in the names of dictionaries with running averages of them
 
-# Packages found everywhere; in all others are the author's own classes, many of them dictionaries of some kind.
-EVERYWHERE = sys.stdlib_module_names | {"numpy", "torch", "torchvision"}
+# In these packages are objects of many kinds; in collections and all others, such as the author's, rather dictionaries.
+PLAIN = sys.stdlib_module_names - {"collections"} | {"numpy", "torch", "torchvision"}
 
 
 class Inert(list):
@@ -36,71 +33,36 @@ class Inert(list):
         pass
 
 
-class InertObject:
+class InertDict:
     """Stands for an object that may be filled like a dict, too: torch's unpickler lets a Counter have both."""
 
     def __new__(cls, *_: object) -> Counter:
         return Counter()
 
 
-class InertList:
-    """Stands for a deque: torch 2.9's unpickler extends nothing but a list itself."""
-
-    def __new__(cls, *_: object) -> list:
-        return []
-
-
-class InertAttribute:
-    """Stands for `getattr`, with which enumerations and nested classes of the author's are pickled."""
-
-    def __new__(cls, owner: object, *_: object) -> object:
-        return InertObject if owner is InertObject else Inert()  # only the former may be called
-
-
-def names_in(path: Path) -> set[str]:
-    """The functions and classes that a file of torch.save names: {"argparse.Namespace", "numpy.dtype"}."""
-    names = set()
-    with contextlib.suppress(Exception), path.open("rb") as file:  # of what is damaged, torch.load will tell
-        if zipfile.is_zipfile(path):
-            return set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        for _ in range(4):  # before PyTorch 1.6: four pickles in a row
-            found = [argument.split() for code, argument, _ in pickletools.genops(file) if code.name == "GLOBAL"]
-            names |= {f"{IMPORT_MAPPING.get(module, module)}.{name}" for module, name in found}
-    return names
-
-
 def stand_ins(path: Path) -> list[tuple[type, str]]:
-    """What `torch.serialization.safe_globals` takes: for each name in the file something inert.
+    """What `torch.serialization.safe_globals` takes: something inert for each function and class that the file names.
 
     torch's safe unpickler imports no name that it reads, but looks it up among its own and these. So nothing that the
     file names is called or made, and a path of another system or a class that is not installed here is no obstacle.
     """
-    names = names_in(path)
-    kinds = {name: InertObject for name in names if name.partition(".")[0] not in EVERYWHERE}
-    kinds |= {"collections.defaultdict": InertObject, "collections.deque": InertList}
-    kinds |= {"builtins.getattr": InertAttribute}
-    return [(kinds.get(name, Inert), name) for name in names | {"builtins.getattr"}]
+    names = []
+    with contextlib.suppress(Exception):  # of other files, and of those before PyTorch 1.6, `read_torch` will tell
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(Inert if name.partition(".")[0] in PLAIN else InertDict, name) for name in names]
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; UserError if it is damaged, or the library isn't there."""
+def read_file(path: Path) -> object:
+    """What torch or safetensors wrote, with inert stand-ins for pickled objects; UserError if it can't be read."""
+    if path.suffix != ".safetensors":
+        with torch.serialization.safe_globals(stand_ins(path)):
+            return read_torch(path)
     try:
-        import safetensors
         from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path} is a safetensors file: `pip install safetensors`, and it is read") from None
-    try:
+
         return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is cut short or no safetensors file: expected what safetensors wrote") from error
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether the file begins as such a one: with the length of its head, and the head, which is JSON."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        start = file.read(9)
-        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-    return False
+    except Exception as error:  # the library may be missing; its own errors are of several kinds
+        raise UserError(f"{path} can't be read as safetensors: {in_one_line(error)}") from error
 
 
 def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, dict[str, object]]:
@@ -151,15 +113,11 @@ def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """A state dict, by plain names; UserError if the file holds no such thing.
+    """A state dict, by plain names; UserError if the file holds no such thing. Tells of NaN and infinity in it.
 
     Where a file holds several, `key` chooses: "ema", or "models.ema" for one in another dictionary.
     """
-    if is_safetensors(path):
-        content = read_safetensors(path)
-    else:
-        with torch.serialization.safe_globals(stand_ins(path)):
-            content = read_torch(path)
+    content = read_file(path)
     found = find_weights(content) if isinstance(content, dict) else {}
     if not found:
         raise UserError(f"{path} holds no state dict: expected names with tensors, as torch.save or safetensors write")
@@ -170,12 +128,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
     if not dense or any(tensor.is_quantized or tensor.is_complex() for tensor in weights.values()):
         raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
-    return {name: tensor.detach() for name, tensor in unwrapped_names(weights).items()}
-
-
-def warn_of_non_finite(weights: dict[str, Tensor], path: Path) -> None:
-    """Say which tensor is the first with NaN or infinity, if there is one: results with it mean nothing."""
-    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         others = f" and {len(broken) - 1} more tensors hold" if broken[1:] else " holds"
         print(f"warning: in {path}, {broken[0]}{others} NaN or infinity: a training that diverged", file=sys.stderr)
+    return {name: tensor.detach() for name, tensor in unwrapped_names(weights).items()}
