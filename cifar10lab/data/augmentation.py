@@ -8,10 +8,7 @@ from torch import Tensor
 
 
 def pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """uint8 (N, 3, 32, 32) -> uint8 (N, 3, 32 + 2 P, 32 + 2 P) with P = `padding`.
-
-    `mode`: "constant" for black, "reflect" for the image mirrored.
-    """
+    """uint8 (N, 3, 32, 32) -> uint8 (N, 3, 32 + 2 padding, 32 + 2 padding); `mode` is "constant" or "reflect"."""
     if mode == "constant":
         return F.pad(images, (padding,) * 4)
     places = torch.arange(-padding, 32 + padding, device=images.device)

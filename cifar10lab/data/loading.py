@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cifar10lab.data.synthetic import synthetic_images
 from cifar10lab.files.locks import locked
 from cifar10lab.files.writing import TEMPORARY, expanded, write_file
 from cifar10lab.terminal.errors import UserError
@@ -40,18 +41,19 @@ MIRRORS = (
     f"https://cave.cs.toronto.edu/kriz/{ARCHIVE}",
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
 )
-IN_ARCHIVE = re.compile(rf"(^|/)(data_batch_\d|test_batch|(train|test)/({'|'.join(LABELS)})(/.*)?)$")
-IN_NUMPY_ARCHIVE = {"x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"}
-READABLE = (
-    "train/<class>/* and test/<class>/*, cifar-10-batches-py/, a .zip or .tar of either, train-*.parquet and "
-    "test-*.parquet, or x_train, y_train, x_test and y_test in an .npz"
-)
-# What file managers, editors, archives and network drives leave among images: hidden files and folders, and these.
-JUNK = re.compile(r"[.~]|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)$", re.I)
-VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
+IN_ARCHIVE = re.compile(rf"(^|/)(data_batch_\d|test_batch|x_train\.npy|(train|test)/({'|'.join(LABELS)})(/.*)?)$")
+READABLE = """train/<class>/* and test/<class>/*, cifar-10-batches-py/, a .zip or .tar of either, train-*.parquet and \
+test-*.parquet, or x_train, y_train, x_test and y_test in an .npz. To have it downloaded, name an empty folder"""
 CACHE = "cifar10-cache.npz"
 CACHE_VERSION = 2  # changes when the same files are read into other arrays
+# Beside the cache, what file managers, archives and network drives leave among images: hidden files, and these.
+JUNK = re.compile(rf"(?i)[.~]|({CACHE}|__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)$")
+VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
 NO_IMAGES, NO_LABELS = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+
+
+# A form of CIFAR-10: its name; what reads a split of it, as (images, labels), None for an archive; and this one's path.
+Form = tuple[str, Callable[[Path, str], list[np.ndarray]] | None, Path]
 
 
 class DataUnavailable(UserError):
@@ -119,43 +121,38 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
     except DataUnavailable as error:
         if dataset == "cifar10":
             raise
-        warning = f"WARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}"
-        warning = f"{'!' * 88}\n{warning}\n{'!' * 88}\n"
-    from cifar10lab.data.synthetic import synthetic_images
-
+        frame = "!" * 88
+        warning = f"{frame}\nWARNING: this is NOT CIFAR-10 but a synthetic stand-in, since {error}\n{frame}\n"
     return data_of(synthetic_images(), "synthetic", "synthetic.py"), warning
 
 
 def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     """CIFAR-10 in the form that is found in `data_dir`, or downloaded if that is empty.
 
-    The decoded images are kept in `data_dir`/cifar10-cache.npz where that can be written, and read
-    from there until a name, size or time among the files they came from changes. With `test_only`, there need be no
-    training images. Raises DataUnavailable if there are no data, UserError if they are damaged or not CIFAR-10's.
+    The decoded images are kept in `data_dir`/cifar10-cache.npz where that can be written, and read from there until a
+    name, size or time among the form's files changes. With `test_only`, there need be no training images. Raises
+    DataUnavailable if there are no data, UserError if they are damaged or not CIFAR-10's.
     """
     data_dir = expanded(data_dir)
     with contextlib.ExitStack() as stack:
-        writable = True
-        try:
+        with contextlib.suppress(UserError):  # a read-only folder is used as it is
             stack.enter_context(locked(data_dir, wait=True))
-        except UserError:  # a read-only folder is used as it is
-            writable = False
         try:
-            if not data_dir.exists() or {path.name for path in in_order(data_dir)} <= {CACHE}:
+            if not data_dir.exists() or not in_order(data_dir):
                 download(data_dir)
-            source, read, place, files = find_data(data_dir)
-            stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in files)
+            source, read, place = find_data(data_dir)
+            stats = sorted((str(path.relative_to(data_dir)), path.stat()) for path in files_in(place) or [place])
         except OSError as error:  # a link to nowhere, a file that this user may not read
             raise UserError(f"{error.filename or data_dir} can't be read: {error.strerror}") from error
         listing = repr([CACHE_VERSION, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
         cached = read_cache(data_dir / CACHE, fingerprint)
-        arrays = cached or read(place)
+        arrays = cached or read_form(read, place)
         for split, labels in zip(SPLITS, arrays[1::2], strict=True):
             missing = [name for label, name in enumerate(CLASSES) if label not in labels]
             if missing and not (test_only and split == "train"):
                 raise UserError(f"{place} ({source}) has no {split} images of {', '.join(missing)}")
-        if writable and cached is None:
+        if not cached:
             write_cache(data_dir / CACHE, fingerprint, arrays)
     return data_of(arrays, "cifar10", source)
 
@@ -170,53 +167,39 @@ def load_test_arrays(images: Path, labels: Path) -> Data:
     return data_of([NO_IMAGES.numpy(), NO_LABELS.numpy(), *arrays], "cifar10", str(images))
 
 
-def find_data(data_dir: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]]:
-    """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down.
+def find_data(data_dir: Path) -> Form:
+    """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down; its name as "Parquet in a/b".
 
-    Returns its name, as "Parquet in a/b"; the function that reads its `ARRAYS`, empty ones for a missing split; the
-    path that this function takes; and the form's files. UserError that lists what is in `data_dir` if there is none.
+    UserError that lists what is in `data_dir` if there is none.
     """
     level = [data_dir]
     for _ in range(4):
         for folder in level:
             if found := form_in(folder):
                 where = folder.relative_to(data_dir).as_posix()
-                return (found[0] if folder == data_dir else f"{found[0]} in {where}"), *found[1:]
+                return (found[0] if where == "." else f"{found[0]} in {where}"), *found[1:]
         level = [path for folder in level for path in in_order(folder) if path.is_dir()]
     there = textwrap.shorten(", ".join(path.name for path in in_order(data_dir)), 100, placeholder=" …")
-    hint = "To have it downloaded, name an empty folder with --data-dir"
-    raise UserError(f"{data_dir} has {there}, but no CIFAR-10 that can be read: {READABLE}. {hint}")
+    raise UserError(f"{data_dir} has {there}, but no CIFAR-10 that can be read: {READABLE} with --data-dir")
 
 
-def form_in(folder: Path) -> tuple[str, Callable[[Path], list[np.ndarray]], Path, list[Path]] | None:
-    """The form of CIFAR-10 in the folder itself, as `find_data` returns it; None without one."""
-    if any(len(LABELS.keys() & class_folders(folder / split)) >= len(CLASSES) for split in SPLITS):
-        return "image folder", read_image_folder, folder, files_in(folder / "train") + files_in(folder / "test")
+def form_in(folder: Path) -> Form | None:
+    """The form of CIFAR-10 in the folder itself; None without one."""
+    if any(sum((folder / split / name).is_dir() for name in LABELS) >= len(CLASSES) for split in SPLITS):
+        return "image folder", read_image_folder, folder
     for place in (folder, folder / "cifar-10-batches-py"):
         if (place / "data_batch_1").is_file():
-            return "cifar-10-batches-py", read_official_files, place, list(place.glob("*batch*"))
-    if files := [*folder.glob("train*.parquet"), *folder.glob("test*.parquet")]:
-        return "Parquet", read_parquet, folder, files
+            return "cifar-10-batches-py", read_official_files, place
+    if [*folder.glob("train*.parquet"), *folder.glob("test*.parquet")]:
+        return "Parquet", read_parquet, folder
     for path in in_order(folder):
-        if read := reader_of(path):
-            return path.name, read, path, [path]
-    return None
-
-
-def in_order(folder: Path) -> list[Path]:
-    """What somebody has put into the folder, by name."""
-    return sorted(path for path in folder.iterdir() if not JUNK.match(path.name))
-
-
-def reader_of(path: Path) -> Callable[[Path], list[np.ndarray]] | None:
-    """The function that reads the archive; None for other files, damaged ones, and archives of something else."""
-    if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
-        with contextlib.suppress(UserError), readable(path), opened(path) as content:
-            in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
-            names = (member.name for member in itertools.islice(content, 100)) if in_tar else content.namelist()
-            if not in_tar and set(names) >= IN_NUMPY_ARCHIVE:
-                return read_numpy_archive
-            return read_archive if any(map(IN_ARCHIVE.search, names)) else None
+        if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
+            # Passes by what is damaged, or an archive of something else.
+            with contextlib.suppress(UserError), readable(path), opened(path) as content:
+                in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
+                names = (member.name for member in itertools.islice(content, 100)) if in_tar else content.namelist()
+                if any(map(IN_ARCHIVE.search, names)):
+                    return path.name, read_numpy_archive if path.suffix == ".npz" else None, path
     return None
 
 
@@ -225,9 +208,9 @@ def opened(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
     return zipfile.ZipFile(path) if path.suffix in (".zip", ".npz") else tarfile.open(path)
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in an image folder's `train` or `test`; [] without it."""
-    return [path.name for path in in_order(folder) if path.is_dir()] if folder.is_dir() else []
+def in_order(folder: Path) -> list[Path]:
+    """What somebody has put into the folder, by name."""
+    return sorted(path for path in folder.iterdir() if not JUNK.match(path.name))
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -255,51 +238,46 @@ def images_and_labels(images: np.ndarray, labels: np.ndarray, where: object) -> 
     if images.shape[1:] == (32, 32, 3):
         images = images.transpose(0, 3, 1, 2)
     labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
-    known = images.dtype == np.uint8 and images.shape[1:] == (3, 32, 32) and labels.dtype.kind in "iu"
-    if not known or labels.shape != images.shape[:1]:
+    known = images.dtype == np.uint8 and images.shape[1:] == (3, 32, 32) and labels.shape == images.shape[:1]
+    if not known or labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CLASSES))).all():
         what = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
-        raise UserError(f"{where} has {what}: expected uint8 (N, 32, 32, 3) and whole numbers (N,)")
-    if not np.isin(labels, range(len(CLASSES))).all():
-        raise UserError(f"{where} has labels from {labels.min()} to {labels.max()}: CIFAR-10's are 0 to 9")
+        raise UserError(f"{where} has {what}: expected uint8 (N, 32, 32, 3) and whole numbers from 0 to 9 (N,)")
     return [np.ascontiguousarray(images), labels.astype(np.int64)]
 
 
-def decoded(files: Iterable[tuple[object, str]], labels: list[int], where: Path) -> list[np.ndarray]:
-    """`images_and_labels` of encoded images, each a path or a file in memory, with its name for errors.
+def decoded(images: list[tuple[object, object, int]], where: Path) -> list[np.ndarray]:
+    """`images_and_labels` of encoded images: each a path or a file in memory, its name for errors, and its label.
 
     Grey and opaque images are converted; UserError for transparent ones, those of more bits, or of another size.
     """
     from PIL import Image
 
-    images = np.empty((len(labels), 32, 32, 3), np.uint8)
-    for i, (file, name) in enumerate(tqdm(files, f"decoding {where.name} images", disable=None, leave=False)):
+    pixels = np.empty((len(images), 32, 32, 3), np.uint8)
+    for i, (file, name, _) in enumerate(tqdm(images, f"decoding {where.name} images", disable=None, leave=False)):
         with readable(name), Image.open(file) as image:
             image.load()
         transparent = image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
         if image.size != (32, 32) or image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1") or transparent:
             what = f"{image.width}x{image.height}{' transparent' if transparent else ''} pixels of mode {image.mode}"
             raise UserError(f"{name} has {what}: expected 32x32, 8-bit RGB or grey, opaque")
-        images[i] = image.convert("RGB")
-    return images_and_labels(images, np.array(labels, None if labels else np.int64), where)
+        pixels[i] = image.convert("RGB")
+    return images_and_labels(pixels, np.array([label for *_, label in images], None if images else np.int64), where)
 
 
-def read_image_folder(folder: Path) -> list[np.ndarray]:
-    """From `train/<class>/*` and `test/<class>/*`: the class folders' names are the labels, and give the order."""
+def read_image_folder(folder: Path, split: str) -> list[np.ndarray]:
+    """From `train/<class>/*` or `test/<class>/*`: the class folders' names are the labels, and give the order."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    arrays = []
-    for place in (folder / "train", folder / "test"):
-        names = class_folders(place)
-        labels = [LABELS.get(name) for name in names]
-        if None in labels or len(set(labels)) < len(labels):
-            raise UserError(f"{place} has {', '.join(names)}: expected a folder for each of {', '.join(CLASSES)}")
-        files = [(path, LABELS[name]) for name in sorted(names, key=LABELS.get) for path in files_in(place / name)]
-        files = [(path, label) for path, label in files if path.name.lower().endswith(IMG_EXTENSIONS)]
-        arrays += decoded([(path, path) for path, _ in files], [label for _, label in files], place)
-    return arrays
+    place = folder / split
+    names = [path.name for path in in_order(place) if path.is_dir()] if place.is_dir() else []
+    labels = [LABELS.get(name) for name in names]
+    if None in labels or len(set(labels)) < len(labels):
+        raise UserError(f"{place} has {', '.join(names)}: expected a folder for each of {', '.join(CLASSES)}")
+    files = [(path, LABELS[name]) for name in sorted(names, key=LABELS.get) for path in files_in(place / name)]
+    return decoded([(p, p, label) for p, label in files if p.name.lower().endswith(IMG_EXTENSIONS)], place)
 
 
-def read_official_files(folder: Path) -> list[np.ndarray]:
+def read_official_files(folder: Path, split: str) -> list[np.ndarray]:
     """From `cifar-10-batches-py/`, whose files torchvision checks by MD5."""
     from torchvision.datasets import CIFAR10
 
@@ -307,49 +285,44 @@ def read_official_files(folder: Path) -> list[np.ndarray]:
         base_folder = ""  # whatever the folder is called
 
     try:
-        splits = [Batches(folder, train=True), Batches(folder, train=False)]
+        batches = Batches(folder, train=split == "train")
     except (RuntimeError, OSError) as error:
         raise UserError(f"{folder} fails its MD5 check: delete or copy it again") from error
-    return [part for split in splits for part in images_and_labels(split.data, np.array(split.targets), folder)]
+    return images_and_labels(batches.data, np.array(batches.targets), folder)
 
 
-def read_parquet(folder: Path) -> list[np.ndarray]:
+def read_parquet(folder: Path, split: str) -> list[np.ndarray]:
     """From Hugging Face's files, with `label`, and encoded images in `img` or `image`."""
     import pandas as pd
 
-    arrays = []
-    for split in SPLITS:
-        files, labels = [], []
-        for path in sorted(folder.glob(f"{split}*.parquet")):
-            with readable(path):
-                table = pd.read_parquet(path, engine="pyarrow")
-            column = next((name for name in ("img", "image") if name in table), None)
-            if column is None or "label" not in table:
-                raise UserError(f"{path} has the columns {', '.join(table)}: expected label, and img or image")
-            files += [(io.BytesIO(cell["bytes"]), f"{path}, row {row}") for row, cell in enumerate(table[column])]
-            labels += table["label"].tolist()
-        arrays += decoded(files, labels, folder / split)
-    return arrays
+    images = []
+    for path in sorted(folder.glob(f"{split}*.parquet")):
+        with readable(path):
+            table = pd.read_parquet(path, engine="pyarrow")
+        column = "img" if "img" in table else "image"
+        if not {column, "label"} <= set(table):
+            raise UserError(f"{path} has the columns {', '.join(table)}: expected label, and img or image")
+        rows = enumerate(zip(table[column], table["label"], strict=True))
+        images += [(io.BytesIO(cell["bytes"]), f"{path}, row {row}", label) for row, (cell, label) in rows]
+    return decoded(images, folder / split)
 
 
-def read_numpy_archive(path: Path) -> list[np.ndarray]:
+def read_numpy_archive(path: Path, split: str) -> list[np.ndarray]:
     """From an .npz of x_train, y_train, x_test and y_test, which are named as what Keras loads."""
     with readable(path), np.load(path, allow_pickle=False) as file:
-        arrays = [(file[f"x_{split}"], file[f"y_{split}"]) for split in SPLITS]
-    return [part for pair in arrays for part in images_and_labels(*pair, path)]
+        arrays = file[f"x_{split}"], file[f"y_{split}"]
+    return images_and_labels(*arrays, path)
 
 
-def read_archive(archive: Path) -> list[np.ndarray]:
-    """From the form that is found in a .zip or a tar file."""
-    with tempfile.TemporaryDirectory() as folder:
-        with readable(archive), opened(archive) as content:
-            content.extraction_filter = tarfile.data_filter  # nothing leaves the folder; zipfile sees to that itself
-            content.extractall(folder)
-        try:
-            _, read, place, _ = find_data(Path(folder))
-            return read(place)
-        except UserError as error:
-            raise UserError(str(error).replace(folder, str(archive))) from error
+def read_form(read: Callable | None, place: Path) -> list[np.ndarray]:
+    """The `ARRAYS` of a `Form`, empty ones for a missing split."""
+    if read is not None:
+        return [array for split in SPLITS for array in read(place, split)]
+    with readable(place), opened(place) as archive, tempfile.TemporaryDirectory() as folder:
+        archive.extraction_filter = tarfile.data_filter  # nothing leaves the folder; zipfile sees to that itself
+        archive.extractall(folder)
+        _, read, inside = find_data(Path(folder))
+        return read_form(read, inside)
 
 
 def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 15) -> None:
@@ -361,24 +334,21 @@ def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float 
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    failures = []
-    before, after = TEMPORARY.format("/").split("/")
+    failures, part = [], data_dir / TEMPORARY.format(ARCHIVE)
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)  # torchvision sets none: a dead host would hang for ever
     try:
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=before, suffix=after) as folder:
-            for url in mirrors:
-                print(f"downloading {url}", file=sys.stderr)
-                try:
-                    download_url(url, folder, ARCHIVE, CIFAR10.tgz_md5)
-                    os.replace(Path(folder, ARCHIVE), data_dir / ARCHIVE)
-                    return
-                except Exception as error:  # whatever went wrong, the next mirror may work
-                    failures.append(f"  {url} ({error or type(error).__name__})")
-    except OSError as error:
-        failures.append(f"  {data_dir} can't be written ({error.strerror})")
+        for url in mirrors:
+            print(f"downloading {url}", file=sys.stderr)
+            try:
+                download_url(url, data_dir, part.name, CIFAR10.tgz_md5)
+                part.replace(data_dir / ARCHIVE)
+                return
+            except Exception as error:  # whatever went wrong, the next mirror may work
+                failures.append(f"  {url} ({error or type(error).__name__})")
     finally:
         socket.setdefaulttimeout(previous)
+        part.unlink(missing_ok=True)
     head = f"CIFAR-10 is not in {data_dir} and could not be downloaded.\nThe folder is empty. Tried:"
     raise DataUnavailable("\n".join([head, *failures, f"Put {ARCHIVE} there, or name its folder with --data-dir."]))
 
