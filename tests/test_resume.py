@@ -263,7 +263,7 @@ def test_ctrl_c_before_training_ends_by_it_and_no_traceback(start, tmp_path: Pat
     # The data folder is in use, so that the script waits for it.
     with locked(tmp_path / "data"):
         waiting = start("original_version_model", data_dir=tmp_path / "data")
-        wait_until(lambda: "waiting for process" in waiting.text("err"), "the script waits")
+        wait_until(lambda: "waiting for another process" in waiting.text("err"), "the script waits")
         os.kill(waiting.process.pid, signal.SIGINT)
         done = waiting.finish()
     assert done.code == -signal.SIGINT and "Traceback" not in done.err

@@ -12,10 +12,7 @@ RESULTS = ("best_model.pth", "model.pth", "loss.json", "loss.png")
 
 
 def move_earlier(folder: Path, *names: str) -> Path:
-    """Move those of the files that are there into a new folder in `folder`, earlier-1 for instance; which one.
-
-    UserError if that can't be done.
-    """
+    """Move those of the files that are there into a new folder in `folder`, such as earlier-1; which one. UserError."""
     to = next(new for number in itertools.count(1) if not (new := folder / f"earlier-{number}").exists())
     try:
         to.mkdir()
@@ -23,18 +20,15 @@ def move_earlier(folder: Path, *names: str) -> Path:
             if path.is_file():
                 path.rename(to / path.name)
     except OSError as error:
-        raise UserError(
-            f"{folder} can't be tidied up: {error.filename} can't be moved to {to}: {error.strerror}"
-        ) from error
+        raise UserError(f"{error.filename} can't be moved to {to}: {error.strerror}") from error
     return to
 
 
 def code_of_results(folder: Path) -> object:
     """What a finished run's loss.json in `folder` says of its code, {} if nothing; None if there is no such run."""
-    path = folder / "loss.json"
-    if not path.is_file():
-        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("code", {})
+        return json.loads((folder / "loss.json").read_text(encoding="utf-8")).get("code", {})
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, AttributeError):  # something else, which isn't to be lost either
         return {}

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import filelock
 
 from cifar10lab.files.writing import TEMPORARY
 from cifar10lab.terminal.errors import UserError
@@ -26,45 +23,41 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     nobody is kept out and nothing removed. UserError if the folder can't be written, or if another process holds it
     and `wait` is false.
     """
-    holder = folder / ".lock-holder"
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(locked_file(folder / ".lock", wait=False))
-            except (BlockingIOError, filelock.Timeout):
-                process = f"process {holder.read_text()}" if holder.is_file() else "another process"
+            except (BlockingIOError, TimeoutError):
                 if not wait:
-                    raise UserError(
-                        f"{folder} is in use by {process}: wait for it, or choose another --output"
-                    ) from None
-                print(f"waiting for {process}, which is preparing {folder}", file=sys.stderr)
+                    in_use = f"{folder} is in use by another process"
+                    raise UserError(f"{in_use}: wait for it, or choose another --output") from None
+                print(f"waiting for another process, which is preparing {folder}", file=sys.stderr)
                 stack.enter_context(locked_file(folder / ".lock", wait=True))
             for leftover in folder.glob(TEMPORARY.format("*")):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            holder.write_text(str(os.getpid()))
-            stack.callback(holder.unlink, missing_ok=True)
+                leftover.unlink()
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise UserError(f"{folder} can't be written: {error.strerror}") from error
-            print(
-                f"{folder} can't be locked ({error.strerror}): don't start a second run that uses it", file=sys.stderr
-            )
+            reason = f"{folder} can't be locked ({error.strerror})"
+            print(f"{reason}: don't start a second run that uses it", file=sys.stderr)
         yield
 
 
 @contextlib.contextmanager
 def locked_file(path: Path, wait: bool) -> Iterator[None]:
-    """Lock a file for this process; BlockingIOError or filelock.Timeout if another holds it, OSError for all else.
+    """Lock a file for this process; BlockingIOError or TimeoutError if another holds it, OSError for all else.
 
     filelock is for Windows: elsewhere it may go by whether the file exists, which it always does after the first run.
     """
     if os.name == "nt":
-        with filelock.FileLock(path, blocking=wait):
-            yield
-        return
-    import fcntl
+        from filelock import FileLock
 
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with FileLock(path, blocking=wait):
+            yield
+    else:
+        import fcntl
+
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield

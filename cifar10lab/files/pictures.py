@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar10lab.files.writing import write_file
-from cifar10lab.terminal.errors import UserError
+from cifar10lab.terminal.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,11 +50,9 @@ def write_picture(path: Path, draw: Callable[..., bytes], *arguments: object) ->
     """Write what `draw` draws of the arguments. What goes wrong is a warning: results don't depend on their picture."""
     try:
         write_file(path, draw(*arguments))
-    except UserError as error:
-        reason = str(error)
-    except Exception as error:  # matplotlib and its fonts raise many kinds
-        reason = f"{path} can't be drawn: {type(error).__name__}: {error}"
-    else:
         return True
-    print(f"warning: {' '.join(reason.split())}", file=sys.stderr)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+    except Exception as error:  # matplotlib and its fonts raise many kinds
+        print(f"warning: {path} can't be drawn: {in_one_line(error)}", file=sys.stderr)
     return False

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 
 from cifar10lab.terminal.errors import UserError
 
-REPLACE_SECONDS = 2.0  # how long a file that another program has open is tried to be replaced, on Windows
 TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead runs' are deleted
 
 
@@ -38,22 +36,12 @@ def write_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except PermissionError as error:
+            raise FileInUse(f"{path} can't be replaced: {error.strerror}; another program may have it open") from error
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):  # where a name is too long, removing it fails, too
             temporary.unlink(missing_ok=True)
-
-
-def replace(new: Path, path: Path) -> None:
-    """`os.replace`, tried for `REPLACE_SECONDS` while the system refuses, as Windows does if the file is open."""
-    end = time.monotonic() + REPLACE_SECONDS
-    while True:
-        try:
-            return os.replace(new, path)
-        except PermissionError as error:
-            if time.monotonic() > end:
-                reason = f"{error.strerror}; another program may have it open"
-                raise FileInUse(f"{path} can't be replaced: {reason}") from error
-        time.sleep(0.05)

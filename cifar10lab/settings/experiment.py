@@ -23,7 +23,7 @@ from cifar10lab.data.loading import DATA_DIR
 from cifar10lab.devices.execution import device_name
 from cifar10lab.files.writing import expanded
 from cifar10lab.models.source import HERE, import_source
-from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, finite_number
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter
 from cifar10lab.terminal.errors import WrongOption
 
 OPTIMIZERS = ("sgd", "adamw")  # torch's own
@@ -211,7 +211,7 @@ def parse_arguments(stated_settings: Settings, description: str | None) -> list[
     for name, value in options.items():
         kind = kinds.get(name, type(value))
         if kind in (bool, int, float, str):
-            add_flag(own, name, finite_number if kind is float else kind, {"help": "of the model"})
+            add_flag(own, name, kind, {"help": "of the model"})
     parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
     parser.set_defaults(**vars(stated_settings) | options)
     values = vars(parser.parse_args())

@@ -30,11 +30,3 @@ def number_within(kind: type, at_least: float, below: float) -> Callable[[str], 
         raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {at_least}{limit}")
 
     return parse
-
-
-def finite_number(text: str) -> float:
-    """An argparse type: a float that is neither infinite nor NaN."""
-    with contextlib.suppress(ValueError):
-        if math.isfinite(float(text)):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no finite number")

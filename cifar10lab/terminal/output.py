@@ -1,6 +1,4 @@
-"""Standard output and error that never end a run, whatever becomes of the terminal, pipe or file behind them; the
-progress that is shown there; and the end by a signal.
-"""
+"""Standard output that never ends a run, whatever becomes of what is behind it; progress; the end by a signal."""
 
 from __future__ import annotations
 
@@ -66,6 +64,5 @@ def end_by_signal(number: int) -> NoReturn:
 
 def progress_bar(title: str, images: int, done: int, hidden: bool) -> tqdm:
     """Of an epoch's images, `done` of them so far; it shows where output is a terminal, unless it is hidden."""
-    where_possible = True if hidden else None  # None: tqdm looks whether output is a terminal
-    about = {"desc": title, "unit": " images", "unit_scale": True, "leave": False}
-    return tqdm(total=images, initial=done, disable=where_possible, **about)
+    off = True if hidden else None  # None: tqdm looks whether output is a terminal
+    return tqdm(total=images, initial=done, desc=title, unit=" images", unit_scale=True, leave=False, disable=off)
