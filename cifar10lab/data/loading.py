@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,7 +53,8 @@ VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which imag
 NO_IMAGES, NO_LABELS = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
-# A form of CIFAR-10: its name; what reads a split of it, as (images, labels), None for an archive; and this one's path.
+# A form of CIFAR-10: its name, as "Parquet in a/b"; the function that reads a split of it as [images, labels], None for
+# an archive of another form; and the path that this function takes.
 Form = tuple[str, Callable[[Path, str], list[np.ndarray]] | None, Path]
 
 
@@ -98,14 +100,12 @@ def hold_out(data: Data, count: int) -> Data:
     """
     if count == 0:
         return data
-    smallest = int(torch.bincount(data.train_labels, minlength=len(CLASSES)).min())
-    each, rest = divmod(count, len(CLASSES))
-    if rest or each >= smallest:
-        most = len(CLASSES) * (smallest - 1)
+    most = len(CLASSES) * (int(torch.bincount(data.train_labels, minlength=len(CLASSES)).min()) - 1)
+    if count % len(CLASSES) or count > most:
         raise UserError(f"--validation-images {count} can't be had: give a multiple of 10 up to {most}, or 0")
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(VALIDATION_SEED))
     labels = data.train_labels[order]
-    chosen = torch.cat([order[labels == label][:each] for label in range(len(CLASSES))])
+    chosen = torch.cat([order[labels == label][: count // len(CLASSES)] for label in range(len(CLASSES))])
     held = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, chosen, True)
     parts = {f"validation_{what}": getattr(data, f"train_{what}")[held] for what in ("images", "labels")}
     parts |= {f"train_{what}": getattr(data, f"train_{what}")[~held] for what in ("images", "labels")}
@@ -129,9 +129,9 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
 def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     """CIFAR-10 in the form that is found in `data_dir`, or downloaded if that is empty.
 
-    The decoded images are kept in `data_dir`/cifar10-cache.npz where that can be written, and read from there until a
-    name, size or time among the form's files changes. With `test_only`, there need be no training images. Raises
-    DataUnavailable if there are no data, UserError if they are damaged or not CIFAR-10's.
+    The decoded images are kept in `data_dir`/cifar10-cache.npz, and read from there until a name, size or time among
+    the form's files changes. With `test_only`, there need be no training images. DataUnavailable if there are no data,
+    UserError if they are damaged or not CIFAR-10's.
     """
     data_dir = expanded(data_dir)
     with contextlib.ExitStack() as stack:
@@ -153,7 +153,12 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
             if missing and not (test_only and split == "train"):
                 raise UserError(f"{place} ({source}) has no {split} images of {', '.join(missing)}")
         if not cached:
-            write_cache(data_dir / CACHE, fingerprint, arrays)
+            content = io.BytesIO()
+            np.savez(content, fingerprint=fingerprint, **dict(zip(ARRAYS, arrays, strict=True)))
+            try:
+                write_file(data_dir / CACHE, content.getbuffer())
+            except UserError as error:  # costs the next start its time, not this run its life
+                print(f"going on without a cache: {error}", file=sys.stderr)
     return data_of(arrays, "cifar10", source)
 
 
@@ -168,10 +173,7 @@ def load_test_arrays(images: Path, labels: Path) -> Data:
 
 
 def find_data(data_dir: Path) -> Form:
-    """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down; its name as "Parquet in a/b".
-
-    UserError that lists what is in `data_dir` if there is none.
-    """
+    """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down; UserError if there is none."""
     level = [data_dir]
     for _ in range(4):
         for folder in level:
@@ -184,7 +186,7 @@ def find_data(data_dir: Path) -> Form:
 
 
 def form_in(folder: Path) -> Form | None:
-    """The form of CIFAR-10 in the folder itself; None without one."""
+    """The form of CIFAR-10 in the folder itself; None without one. Damaged archives and those of else don't count."""
     if any(sum((folder / split / name).is_dir() for name in LABELS) >= len(CLASSES) for split in SPLITS):
         return "image folder", read_image_folder, folder
     for place in (folder, folder / "cifar-10-batches-py"):
@@ -194,7 +196,6 @@ def form_in(folder: Path) -> Form | None:
         return "Parquet", read_parquet, folder
     for path in in_order(folder):
         if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
-            # Passes by what is damaged, or an archive of something else.
             with contextlib.suppress(UserError), readable(path), opened(path) as content:
                 in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
                 names = (member.name for member in itertools.islice(content, 100)) if in_tar else content.namelist()
@@ -250,8 +251,6 @@ def decoded(images: list[tuple[object, object, int]], where: Path) -> list[np.nd
 
     Grey and opaque images are converted; UserError for transparent ones, those of more bits, or of another size.
     """
-    from PIL import Image
-
     pixels = np.empty((len(images), 32, 32, 3), np.uint8)
     for i, (file, name, _) in enumerate(tqdm(images, f"decoding {where.name} images", disable=None, leave=False)):
         with readable(name), Image.open(file) as image:
@@ -328,8 +327,7 @@ def read_form(read: Callable | None, place: Path) -> list[np.ndarray]:
 def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float = 15) -> None:
     """Put the official archive into `data_dir`, from the first mirror that delivers it whole.
 
-    A mirror gets `timeout` seconds to answer, and as long for each further piece. Raises DataUnavailable
-    if none delivers: the message says what was tried, why each failed, and what to do.
+    A mirror gets `timeout` seconds to answer, and as long for each further piece. DataUnavailable if none delivers.
     """
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
@@ -357,13 +355,3 @@ def read_cache(path: Path, fingerprint: str) -> list[np.ndarray] | None:
     """The cached `ARRAYS`, or None where there are none, damaged ones, or ones of other files."""
     with contextlib.suppress(UserError), readable(path), np.load(path, allow_pickle=False) as cache:
         return [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None
-
-
-def write_cache(path: Path, fingerprint: str, arrays: list[np.ndarray]) -> None:
-    """Keep the decoded arrays. A full disk costs the next start its time, not this run its life."""
-    content = io.BytesIO()
-    np.savez(content, fingerprint=fingerprint, **dict(zip(ARRAYS, arrays, strict=True)))
-    try:
-        write_file(path, content.getbuffer())
-    except UserError as error:
-        print(f"going on without a cache: {error}", file=sys.stderr)

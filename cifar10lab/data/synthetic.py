@@ -9,10 +9,7 @@ NOISE = 0.16  # standard deviation per pixel, where black to white is 1: LeNet i
 
 
 def synthetic_images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """train images, train labels, test images, test labels: the same ones at every call.
-
-    Images uint8 (N, 3, 32, 32), labels int64 (N,) from 0 to 9, as many of each.
-    """
+    """Train images, uint8 (N, 3, 32, 32), and labels, int64 (N,); then those for testing: the same at every call."""
     random = np.random.default_rng(10)
     count = TRAIN_IMAGES + TEST_IMAGES
     labels = random.permutation(np.arange(count) % 10)
