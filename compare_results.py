@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from cifar10lab.comparison.curves import draw_comparison
 from cifar10lab.comparison.differences import INTERVAL, difference_line
-from cifar10lab.comparison.runs import Runs, find_runs, names_of, read_runs
+from cifar10lab.comparison.page import comparison_page
+from cifar10lab.comparison.runs import Runs, find_runs, read_runs
 from cifar10lab.comparison.table import common_settings, notes, table_rows, text_table
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.results.rows import MODELSET, REFERENCE
@@ -30,20 +32,19 @@ from cifar10lab.terminal.output import make_output_last
 
 def print_table(runs: Runs, epochs_to: float | None, baseline: pd.DataFrame | None) -> None:
     """What all runs have in common, a row for each that more than a seed tells apart, and what they differ by."""
-    first, names = runs.table.iloc[0], names_of(runs, runs.table["row"])
+    first = runs.table.iloc[0]
     stand_in = "" if first["dataset"] == "cifar10" else " (says nothing about CIFAR-10)"
     data = f"{first['dataset']}{stand_in}, {first['train_images']:,} training and {first['test_images']:,} test images"
     same, settings = common_settings(runs)
-    own = not runs.table["reference"].any() and first["dataset"] == "cifar10"
-    table = text_table(settings, table_rows(runs, own, epochs_to, baseline))
+    table = text_table(settings, table_rows(runs, epochs_to, baseline))
     best = " or ".join(runs.table["best_chosen_on"].unique())
     note = f"best: per cent, chosen on {best} images; gap: training less test accuracy, in points; ±: over the seeds"
     lines = [note, *notes(runs)]
-    rows = [runs.table[runs.table["row"] == row] for row in sorted(names)]
+    rows = [row for _, row in runs.table.groupby("row")]
     if baseline is not None and baseline.index[0] in runs.table.index:
-        lines.append(f"differences: to {names[baseline.iloc[0]['row']]}, in points. {INTERVAL}")
+        lines.append(f"differences: to {runs.names[baseline.iloc[0]['row']]}, in points. {INTERVAL}")
     elif len(rows) == 2 and runs.table["epochs_trained"].all():
-        lines.append(difference_line(*rows, names))
+        lines.append(difference_line(*rows, runs.names))
     head = f"{data}; all runs: {', '.join(same)}" if same else data
     width = shutil.get_terminal_size((100, 24)).columns
     head, *lines = ("\n".join(textwrap.wrap(line, width, break_on_hyphens=False)) for line in (head, *lines))
@@ -64,17 +65,6 @@ def write(path: Path, content: bytes) -> None:
     """Write a file, and say so."""
     write_file(path, content)
     print(f"wrote {path}")
-
-
-def write_curves(runs: Runs, over: str, to: Path, suffix: str) -> None:
-    """Write the picture and the page of the runs on one data set."""
-    from cifar10lab.comparison.curves import draw_comparison
-    from cifar10lab.comparison.page import comparison_page
-
-    if not runs.table["epochs_trained"].any():
-        return
-    write(to / f"comparison{suffix}.png", draw_comparison(runs, over))
-    write(to / f"comparison{suffix}.html", comparison_page(runs))
 
 
 def main() -> None:
@@ -111,8 +101,11 @@ def main() -> None:
             write(arguments.csv, settings.join(results).convert_dtypes().to_csv(index=False).encode())
         data = runs.table[["dataset", "train_images", "test_images"]].apply(tuple, axis=1)
         for number, (one, table) in enumerate(runs.table.groupby(data, sort=False)):
-            print_table(runs.part(table), arguments.epochs_to, baseline)
-            write_curves(runs.part(table), arguments.over, arguments.output, f"-{one[0]}-{one[1]}" if number else "")
+            some, name = runs.part(table), f"comparison-{one[0]}-{one[1]}" if number else "comparison"
+            print_table(some, arguments.epochs_to, baseline)
+            if table["epochs_trained"].any():
+                write(arguments.output / f"{name}.png", draw_comparison(some, arguments.over))
+                write(arguments.output / f"{name}.html", comparison_page(some))
     except (OSError, UserError) as error:
         sys.exit(f"error: {error}")
 

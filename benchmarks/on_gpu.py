@@ -62,11 +62,8 @@ def parts(work: Path, smoke: bool) -> list[tuple[str, list, int]]:
 
 
 def write_rival(rival: Path, work: Path) -> None:
-    """`rival` with `RIVALS_CHANGES` as work/rival.py, and the data as it expects them; UserError if it can't be."""
-    try:
-        text = rival.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{rival} can't be read: {error}") from error
+    """`rival` with `RIVALS_CHANGES` as work/rival.py, and the data as it expects them; UserError for another file."""
+    text = rival.read_text(encoding="utf-8", errors="replace")
     for words, others in RIVALS_CHANGES.items():
         if words not in text:
             raise UserError(f"{rival} isn't airbench94_muon.py, which has {words!r}")
@@ -92,18 +89,14 @@ def beside_rival(log: Path, folder: Path) -> str:
     results = [json.loads(path.read_text(encoding="utf-8"))["result"] for path in folder.rglob("loss.json")]
     names = ("final_test_accuracy", "mirrored_test_accuracy", "train_seconds")
     ours = np.array([[result[name] for name in names] for result in results])
+    both, texts = {"trials": rival, "runs of fast_model.py": ours}, []
     if not len(rival) or not len(ours):
-        return f"{len(rival)} trials beside {len(ours)} runs of fast_model.py"
-    seconds, text = [np.median(figures[:, 2]) for figures in (rival, ours)], []
-    for what, figures, median in (("trials", rival, seconds[0]), ("runs of fast_model.py", ours, seconds[1])):
-        one, both, _ = figures.mean(0)
-        text.append(f"{len(figures)} {what}: {one:.2f} % with one view, {both:.2f} % with both sides, {median:.2f} s")
-    return f"{'; '.join(text)}, {seconds[1] / seconds[0]:.2f} times as long"
-
-
-def last_line(log: Path) -> str:
-    """What a process printed last."""
-    return ["nothing printed", *log.read_text(encoding="utf-8", errors="replace").splitlines()][-1]
+        return " beside ".join(f"{len(figures)} {what}" for what, figures in both.items())
+    for what, figures in both.items():
+        one_view, both_sides, _ = figures.mean(0)
+        text = f"{one_view:.2f} % with one view, {both_sides:.2f} % with both sides, {np.median(figures[:, 2]):.2f} s"
+        texts.append(f"{len(figures)} {what}: {text}")
+    return f"{'; '.join(texts)}, {np.median(ours[:, 2]) / np.median(rival[:, 2]):.2f} times as long"
 
 
 def run_part(command: list, cwd: Path, log: Path, seconds: float) -> str:
@@ -161,11 +154,12 @@ def main() -> None:
                     write_rival(arguments.rival, work)
                 how = run_part(command, work if name == "rival" else ROOT, log, deadline - began)
                 took[name] = time.monotonic() - began
-                said = beside_rival(log, results / "fast") if name == "rival" else last_line(log)
-                if name == "rival" and "fast" in took:
-                    said += f", {took['fast'] / took[name]:.2f} times as a whole process"
+                said = ["nothing printed", *log.read_text(encoding="utf-8", errors="replace").splitlines()][-1]
+                if name == "rival":
+                    said = beside_rival(log, results / "fast")
+                    said += f", {took['fast'] / took[name]:.2f} times as a whole process" if "fast" in took else ""
                 line = f"{name}: {how}, {took[name]:.0f} s: {said}"
-            except UserError as error:
+            except (OSError, UserError) as error:
                 line = f"{name}: left out, since {error}"
             print(line, flush=True)
             summary += f"{line}\n"

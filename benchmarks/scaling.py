@@ -3,9 +3,9 @@
     python benchmarks/scaling.py    # on all GPUs, or on all CPU cores; some minutes
 
 Devices are GPUs or, where there is none, CPU cores with one single-threaded process each, pinned to it. 1, 2, 4, … and
-all of them train batches of the same global size, of random images, in one process each under torchrun. Computing is
-the step of a device's share of the batch without any exchange, while all devices do the same; exchanging is the rest
-of the step, with waiting for the slowest.
+all of them train batches of the same global size, of random images, in one process each. Computing is the step of a
+device's share of the batch without any exchange, while all devices do the same; exchanging is the rest of the step,
+with waiting for the slowest.
 On GPUs, only a step without exchange is made of CUDA graphs, as in training: what they save counts as exchanging.
 
 From one device's steps it predicts n devices, joined as here or by usual connections: a step takes the computing of a
@@ -19,15 +19,17 @@ import argparse
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import signal
+import socket
 import statistics
-import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections import defaultdict
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,13 +41,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
+from throughput import pipeline_steps, synchronise
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm import tqdm
 
 import original_version_model_multigpu
 import resnet_model
 from cifar10lab.devices.execution import Execution, choose_precision, device_settings, processor_name
-from cifar10lab.devices.processes import join_processes, leave_processes
+from cifar10lab.devices.processes import from_rank_0, join_processes, leave_processes
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
@@ -67,7 +71,7 @@ LINKS = [  # seconds per message, and bytes per second in each direction: what p
 # Blues for LeNet and vermilion for ResNet-18, as in all pictures; markers tell the batch sizes apart in print.
 COLOURS = ("#003D60", "#0072B2", "#73B3D9", "#8A3D00", "#E8813B")
 
-# What was timed ("alone" on one device, "computing", "training" or "all_reduce"), model, batch size or bytes, devices
+# What was timed ("alone": steps without exchange; "training" or "all_reduce"), model, batch size or bytes, processes
 Key = tuple[str, str, int, int]
 
 
@@ -101,80 +105,69 @@ def device_counts() -> list[int]:
     return sorted({most, *(2**i for i in range(most.bit_length()))})
 
 
+def predicted_counts(counts: list[int]) -> list[int]:
+    """The numbers of devices that are predicted: PREDICTED, and those measured."""
+    return sorted({*PREDICTED, *counts})
+
+
 def share_size(batch_size: int, devices: int) -> int:
     """The images of the largest share."""
     return -(-batch_size // devices)
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """Measure, in each of torchrun's processes; rank 0 prints one JSON object a line."""
-    rank, processes, gpus = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.cuda.is_available()
+def work(rank: int, processes: int, counts: list[int], width: int, seconds: float, results: SimpleQueue) -> None:
+    """Measure, in each of the processes, the steps of the shares of `counts` devices, and what all of them train.
+
+    Rank 0 puts the seconds of each Key into `results`.
+    """
+    gpus = torch.cuda.is_available()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    tqdm.set_lock(threading.RLock())  # the default one would be left behind by a process that is ended
+    torch.set_num_threads(1)
     if gpus:
         torch.cuda.set_device(rank)
-    else:
-        torch.set_num_threads(1)
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {cpu_cores()[rank]})
-    execution = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none", rank, processes)
-    cases, seconds = stated_cases(arguments.width), arguments.seconds
-    with device_settings(execution.device):
+    elif hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cpu_cores()[rank]})
+    alone = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none")
+    cases, times = stated_cases(width), {}
+    shares = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
+    with device_settings(alone.device):
+        for model, size in sorted(shares, reverse=True):  # the largest first
+            share = dataclasses.replace(shares[model, size], batch_size=size)
+            times["alone", model, size, processes] = step_seconds(share, alone, seconds)
         if processes > 1:
-            work_together(cases, execution, seconds)
-            return
-        counts = {*PREDICTED, *device_counts()}
-        sizes = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
-        for model, size in sorted(sizes, reverse=True):  # the largest first
-            share = dataclasses.replace(sizes[model, size], batch_size=size)
-            report("alone", model, size, execution, step_seconds(share, execution, seconds))
+            slowest = torch.tensor([*times.values()])
+            join_processes(alone.device.type)
+            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            times = dict(zip(times, slowest.tolist(), strict=True))
+            together = dataclasses.replace(alone, parallel="DistributedDataParallel", rank=rank, world_size=processes)
+            for case in cases:
+                step = step_seconds(case, together, seconds)
+                times["training", case.model.__name__, case.batch_size, processes] = step
+            for size in MESSAGES:
+                times["all_reduce", "", size, processes] = all_reduce_seconds(size, alone.device)
+            leave_processes()
+    if rank == 0:
+        results.put(times)
 
 
-def work_together(cases: list[common.Settings], execution: Execution, seconds: float) -> None:
-    """Each case without exchange, before the processes have met, and with it; then all-reduces alone."""
-    alone = torch.tensor([step_seconds(case, execution, seconds) for case in cases])
-    join_processes(execution.device.type)
-    dist.all_reduce(alone, dist.ReduceOp.MAX)
-    execution = dataclasses.replace(execution, parallel="DistributedDataParallel")
-    for case, computing in zip(cases, alone.tolist(), strict=True):
-        images = max(1, round(seconds / computing)) * case.batch_size  # the same number in every process
-        step = step_seconds(case, execution, seconds, images)
-        for what, took in (("computing", computing), ("training", step)):
-            report(what, case.model.__name__, case.batch_size, execution, took)
-    for size in MESSAGES:
-        report("all_reduce", "", size, execution, all_reduce_seconds(size, execution.device))
-    leave_processes()
-
-
-def report(what: str, model: str, size: int, execution: Execution, seconds: float) -> None:
-    """Print a measurement for the process that started torchrun."""
-    if execution.rank == 0:
-        print(json.dumps({"key": (what, model, size, execution.world_size), "seconds": seconds}), flush=True)
-
-
-def step_seconds(case: common.Settings, execution: Execution, seconds: float, images: int = 0) -> float:
-    """Seconds per step of training, over `images`, or over about that many seconds."""
+def step_seconds(case: common.Settings, execution: Execution, seconds: float) -> float:
+    """Seconds per step of training, over at least so many."""
     model = common.build_model(case)
     precision = choose_precision(case.precision, execution.device.type, interface_of(model).bf16)
-    execution = dataclasses.replace(execution, precision=precision)
-    labels = torch.arange(IMAGES) % 10
+    execution, labels = dataclasses.replace(execution, precision=precision), torch.arange(IMAGES) % 10
     random_images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
-    training = common.ready_to_train(common.Training(case, execution, data, model, Path()))
-    chunks = itertools.chain.from_iterable(common.epoch_chunks(training, epoch, 0) for epoch in itertools.count(1))
-    for chunk in itertools.islice(chunks, 2 if dist.is_initialized() else 1):
-        common.train_chunk(training, *chunk)  # DistributedDataParallel rearranges its buckets after the first step
-    synchronise(execution.device)
-    done, started = 0, time.perf_counter()
-    for batches, sizes, rates in chunks:
-        if dist.is_initialized():
-            common.check_signals(training)
-        losses = common.train_chunk(training, batches, sizes, rates)
-        if execution.device.type == "cpu":
-            common.check_finite(losses, 1, 0)
-        done += sum(sizes)
-        if done >= images and (images or time.perf_counter() - started >= seconds):
-            break
-    synchronise(execution.device)
-    return (time.perf_counter() - started) * case.batch_size / done
+    steps = pipeline_steps(common.ready_to_train(common.Training(case, execution, data, model, Path())))
+    next(steps)  # DistributedDataParallel rearranges its buckets after the first step
+    took, chunks = 0.0, 1
+    while not took or from_rank_0(took) < seconds:  # as many chunks in every process
+        synchronise(execution.device)
+        started = time.perf_counter()
+        images = sum(itertools.islice(steps, chunks))
+        synchronise(execution.device)
+        took, chunks = time.perf_counter() - started, 2 * chunks
+    return took * case.batch_size / images
 
 
 def all_reduce_seconds(size: int, device: torch.device) -> float:
@@ -189,47 +182,35 @@ def all_reduce_seconds(size: int, device: torch.device) -> float:
     return statistics.median(times)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure() -> dict[Key, float]:
-    """The median seconds of everything that there is to measure."""
+def measure(counts: list[int], arguments: argparse.Namespace) -> dict[Key, float]:
+    """The median seconds of everything that there is to measure on these numbers of devices."""
     times = defaultdict(list)
-    for processes in tqdm(device_counts() * ROUNDS, disable=None, leave=False, unit=" launches"):
-        launch(processes, times)
+    for processes in tqdm(counts * ROUNDS, disable=None, leave=False, unit=" launches"):
+        of_shares = [processes] if processes > 1 else predicted_counts(counts)
+        for key, seconds in launch(processes, of_shares, arguments.width, arguments.seconds).items():
+            times[key].append(seconds)
     return {key: statistics.median(values) for key, values in times.items()}
 
 
-def launch(processes: int, times: dict[Key, list[float]]) -> None:
-    """Start `processes` of this script under torchrun, and add what they print to `times`.
-
-    Whatever happens, none of them is left running. Raises UserError if one fails.
-    """
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as log:
-        # In a session of their own, so that Ctrl-C reaches this process alone, which then ends them in order.
-        options = {"stderr": log, "text": True, "env": environment, "start_new_session": True}
-        with subprocess.Popen([*start, *sys.argv], stdout=subprocess.PIPE, **options) as torchrun:
-            try:
-                for line in torchrun.stdout:
-                    measured = json.loads(line)
-                    times[tuple(measured["key"])].append(measured["seconds"])
-            finally:
-                if torchrun.poll() is None:
-                    torchrun.terminate()  # it ends its processes before itself
-        if torchrun.returncode:
-            log.seek(0)
-            sys.stderr.write(log.read())
-            raise UserError(f"one of {processes} processes failed (torchrun ended with code {torchrun.returncode})")
+def launch(processes: int, *arguments: object) -> dict[Key, float]:
+    """What `work` measures in so many processes, none of which outlives this one; UserError if one fails."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    results = multiprocessing.get_context("spawn").SimpleQueue()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the processes: this one ends them at Ctrl-C
+    running = spawn(work, (processes, *arguments, results), processes, join=False, daemon=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        while not running.join():
+            pass
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        raise UserError(f"one of {processes} processes failed: {error}") from error
+    return results.get()
 
 
-def connections(seconds: dict[Key, float]) -> list[dict]:
+def connections(seconds: dict[Key, float], devices: int) -> list[dict]:
     """This machine's connection, if it has several devices, and the usual ones."""
-    devices = device_counts()[-1]
     if devices == 1:
         return LINKS
     small, large = (seconds["all_reduce", "", size, devices] for size in MESSAGES)
@@ -237,42 +218,38 @@ def connections(seconds: dict[Key, float]) -> list[dict]:
     return [{"name": "measured here", "latency": small / (2 * (devices - 1)), "bandwidth": bandwidth}, *LINKS]
 
 
-def predict(case: dict, seconds: dict[Key, float], link: dict) -> dict:
+def predict(case: dict, seconds: dict[Key, float], link: dict, counts: list[int]) -> dict:
     """How fast `case`, an entry of scaling.json, would be on each number of devices, joined by `link`."""
-    n, batch_size = np.array(sorted({*PREDICTED, *device_counts()})), case["batch_size"]
-    computing = np.array([seconds["alone", case["model"], share_size(batch_size, devices), 1] for devices in n])
-    exchange = case["exchanges"] * link["latency"] + case["gradient_bytes"] / n / link["bandwidth"]
-    rates = batch_size / (computing + 2 * (n - 1) * exchange)
-    lists = {"devices": n, "computing_seconds": computing, "exchanging_seconds": 2 * (n - 1) * exchange}
-    lists |= {"images_per_second": rates, "speedup": rates / rates[0]}
+    n, size = np.array(predicted_counts(counts)), case["batch_size"]
+    computing = np.array([seconds["alone", case["model"], share_size(size, devices), 1] for devices in n])
+    exchanging = 2 * (n - 1) * (case["exchanges"] * link["latency"] + case["gradient_bytes"] / n / link["bandwidth"])
+    rates = size / (computing + exchanging)
+    figures = {"devices": n, "computing_seconds": computing, "exchanging_seconds": exchanging}
+    figures |= {"images_per_second": rates, "speedup": rates / rates[0]}
     best = int(n[rates.argmax()])
-    return {
-        "link": link["name"],
-        **{name: values.tolist() for name, values in lists.items()},
-        "stops_gaining_at": best if best < n[-1] else None,
-    }
+    lists = {name: values.tolist() for name, values in figures.items()}
+    return {"link": link["name"], **lists, "stops_gaining_at": best if best < n[-1] else None}
 
 
-def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict) -> list[dict]:
+def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict, counts: list[int]) -> list[dict]:
     """How fast `case`, an entry of scaling.json, was on each number of devices, beside the prediction."""
     name, size, rows = case["model"], case["batch_size"], []
-    alone, counts = seconds["alone", name, size, 1], device_counts()
     for devices in counts:
-        step = seconds["training", name, size, devices] if devices > 1 else alone
-        computing = min(step, seconds["computing", name, size, devices]) if devices > 1 else alone
-        beside = predicted["images_per_second"][predicted["devices"].index(devices)] if len(counts) > 1 else None
+        computing = seconds["alone", name, share_size(size, devices), devices]
+        step = seconds["training", name, size, devices] if devices > 1 else computing
+        speedup, computing = seconds["alone", name, size, 1] / step, min(step, computing)
         rows.append({
             "devices": devices, "parallel": "DistributedDataParallel" if devices > 1 else "none",
-            "images_per_second": size / step, "speedup": alone / step, "efficiency": alone / step / devices,
+            "images_per_second": size / step, "speedup": speedup, "efficiency": speedup / devices,
             "step_seconds": step, "computing_seconds": computing, "exchanging_seconds": step - computing,
-            "predicted_images_per_second": beside,
+            "predicted_images_per_second": predicted["images_per_second"][predicted["devices"].index(devices)],
         })  # fmt: skip
     return rows
 
 
-def scaling_record(width: int, seconds: dict[Key, float]) -> dict:
+def scaling_record(width: int, seconds: dict[Key, float], counts: list[int]) -> dict:
     """What scaling.json holds: seconds, bytes, bytes per second."""
-    gpus, links, cases = torch.cuda.is_available(), connections(seconds), []
+    gpus, links, cases = torch.cuda.is_available(), connections(seconds, counts[-1]), []
     for settings in stated_cases(width):
         model = common.build_model(settings)
         case = {
@@ -283,12 +260,13 @@ def scaling_record(width: int, seconds: dict[Key, float]) -> dict:
             "gradient_bytes": sum(4 * parameter.numel() for parameter in model.parameters()),
             "exchanges": 1 + 2 * sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()),
         }
-        predicted = [predict(case, seconds, link) for link in links]
-        cases.append(case | {"measured": measured_rows(case, seconds, predicted[0]), "predicted": predicted})
+        predicted = [predict(case, seconds, link, counts) for link in links]
+        measured = measured_rows(case, seconds, predicted[0], counts)
+        cases.append(case | {"measured": measured, "predicted": predicted})
     return {
         "device": torch.cuda.get_device_name() if gpus else processor_name(),
         "devices": "GPUs" if gpus else "CPU cores",
-        "count": device_counts()[-1],
+        "count": counts[-1],
         "torch": torch.__version__,
         "platform": platform.platform(terse=True),
         "links": links,
@@ -299,23 +277,18 @@ def scaling_record(width: int, seconds: dict[Key, float]) -> dict:
 def print_record(record: dict) -> None:
     """The measurements and the predicted speed-ups of scaling.json as Markdown tables."""
     print(f"{record['count']} {record['devices']}, {record['device']}, torch {record['torch']}\n")
-    named = [(case_name(case), case) for case in record["cases"]]
-    rows = [{"case": name, "precision": case["precision"], **row} for name, case in named for row in case["measured"]]
-    print(tabulate(rows, "keys", "github", ".5g") + "\n")
-    several = [row for row in rows if row["devices"] > 1]
-    differences = [100 * (row["predicted_images_per_second"] / row["images_per_second"] - 1) for row in several]
-    if differences:
-        median, largest = statistics.median(map(abs, differences)), max(differences, key=abs)
-        print(f"Prediction and measurement differ by {median:.0f} % in the median, by {largest:+.0f} % at most.\n")
-    print("Predicted speed-up over one device, by their number:\n")
-    rows = []
-    for name, case in named:
-        for link, it in zip(record["links"], case["predicted"], strict=True):
+    measured, predicted = [], []
+    for case in record["cases"]:
+        head = {"case": case_name(case)}
+        measured += [{**head, "precision": case["precision"], **row} for row in case["measured"]]
+        for link, one in zip(record["links"], case["predicted"], strict=True):
             about = f"{link['name']} ({link['latency'] * 1e6:.3g} µs, {link['bandwidth'] / 1e9:.3g} GB/s)"
-            speedups = dict(zip(it["devices"], it["speedup"], strict=True))
-            stops = it["stops_gaining_at"] or f"more than {it['devices'][-1]}"
-            rows.append({"case": name, "connection": about, **speedups, "stops gaining at": stops})
-    print(tabulate(rows, "keys", "github", ".3g"))
+            stops = one["stops_gaining_at"] or f"more than {one['devices'][-1]}"
+            speedups = dict(zip(one["devices"], one["speedup"], strict=True))
+            predicted.append({**head, "connection": about, **speedups, "stops gaining at": stops})
+    print(tabulate(measured, "keys", "github", ".5g"))
+    print("\nPredicted speed-up over one device, by their number:\n")
+    print(tabulate(predicted, "keys", "github", ".3g"))
 
 
 @default_style()
@@ -375,15 +348,12 @@ def main() -> None:
     save_help = "write scaling.json and scaling.png, here or into that folder"
     add("--save", type=expanded, nargs="?", metavar="DIR", const=Path(__file__).parent, help=save_help)
     arguments = parser.parse_args()
-    if dist.is_torchelastic_launched():
-        work(arguments)
-        return
     make_output_last()
-    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    counts = device_counts()
     try:
-        record = scaling_record(arguments.width, measure())
+        record = scaling_record(arguments.width, measure(counts, arguments), counts)
         print_record(record)
         if arguments.save:
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())

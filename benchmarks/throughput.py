@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 
 # isort: split
+import pandas as pd
 import torch
 from PIL import Image
 from tabulate import tabulate
@@ -46,7 +48,7 @@ import l2_regularization
 import original_version_model
 import original_version_model_multigpu
 import resnet_model
-from cifar10lab.data.synthetic import synthetic_images
+from cifar10lab.data.loading import load_data
 from cifar10lab.devices.execution import device_settings, environment_record
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
@@ -105,44 +107,38 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
             yield len(labels)
 
 
+def prepared_chunks(training: common.Training) -> Iterator[tuple]:
+    """Endless chunks as `epoch_chunks` prepares them."""
+    for epoch in itertools.cycle(range(1, training.settings.epochs + 1)):
+        yield from common.epoch_chunks(training, epoch, 0)
+
+
 def pipeline_steps(training: common.Training) -> Iterator[int]:
     """Endless chunks of the pipeline, with what `train_epoch` does between them; yields each one's images."""
     bar = tqdm(disable=True)
-    for epoch in itertools.cycle(range(1, training.settings.epochs + 1)):
-        for batches, sizes, rates in common.epoch_chunks(training, epoch, 0):
-            losses = common.train_chunk(training, batches, sizes, rates)
-            if training.execution.device.type == "cpu":
-                common.check_finite(losses, 1, 0)
-                bar.set_postfix(loss=f"{losses.sum() / sum(sizes):.3f}", refresh=False)
-            yield sum(sizes)
-
-
-def prepared_chunks(training: common.Training) -> Iterator[int]:
-    """Endless chunks that are prepared, and not trained on; yields each one's images."""
-    for epoch in itertools.cycle(range(1, training.settings.epochs + 1)):
-        for _, sizes, _ in common.epoch_chunks(training, epoch, 0):
-            yield sum(sizes)
+    for batches, sizes, rates in prepared_chunks(training):
+        common.check_signals(training)
+        losses = common.train_chunk(training, batches, sizes, rates)
+        if training.execution.device.type == "cpu":
+            common.check_finite(losses, 1, 0)
+            bar.set_postfix(loss=f"{losses.sum() / sum(sizes):.3f}", refresh=False)
+        yield sum(sizes)
 
 
 def bare_steps(training: common.Training) -> Iterator[int]:
     """Endless steps of forward, backward and update alone, on batches that are ready; yields each one's images."""
-    batches, sizes, rates = next(common.epoch_chunks(training, 1, 0))
+    chunk = next(prepared_chunks(training))
     while True:
-        common.train_chunk(training, batches, sizes, rates)
-        yield sum(sizes)
+        common.train_chunk(training, *chunk)
+        yield sum(chunk[1])
 
 
 def measure_conventional(settings: common.Settings, device: torch.device, asked: Connection) -> None:
     """A process that answers each number of seconds with the conventional loop's images/s, until it is told 0."""
     multiprocessing.set_start_method(None, force=True)  # the DataLoader's workers start as usual
-    steps = conventional_steps(settings, synthetic_data(), device)
+    steps = conventional_steps(settings, load_data("synthetic", Path())[0], device)
     while seconds := asked.recv():
         asked.send(measure(steps, seconds, device))
-
-
-def synthetic_data() -> common.Data:
-    """The stand-in, in place of the real images."""
-    return common.Data(*map(torch.from_numpy, synthetic_images()), "synthetic", "synthetic.py")
 
 
 def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float:
@@ -150,9 +146,14 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
     images, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         images += next(steps)
+    synchronise(device)
+    return images / (time.perf_counter() - started)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return images / (time.perf_counter() - started)
 
 
 def step_flops(training: common.Training) -> float:
@@ -180,68 +181,62 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
     """How fast the settings are trained: an entry of throughput.json's cases."""
     bf16 = interface_of(common.build_model(settings)).bf16
     execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
-    data = synthetic_data()
+    data, _ = load_data("synthetic", Path())
     models = [common.build_model(settings) for _ in range(3)]
     ours, bare, idle = (common.ready_to_train(common.Training(settings, execution, data, it, Path())) for it in models)
-    kinds = {"pipeline": pipeline_steps(ours), "bare": bare_steps(bare), "preparing": prepared_chunks(idle)}
-    rates: dict[str, list[float]] = {kind: [] for kind in ("conventional", *kinds)}
-    products = []
+    preparing = (sum(sizes) for _, sizes, _ in prepared_chunks(idle))
+    kinds = {"pipeline": pipeline_steps(ours), "bare": bare_steps(bare), "preparing": preparing}
+    rounds = []
     os.environ["GOMP_SPINCOUNT"] = "300000"  # what GNU OpenMP does of itself, where common.py asks for less
     processes = multiprocessing.get_context("spawn")
     conventional, asked = processes.Pipe()
     process = processes.Process(target=measure_conventional, args=(settings, execution.device, asked))
     process.start()
     asked.close()  # here, so that its end is noticed
-    for round_ in range(ROUNDS + 1):  # the first one warms up
-        lasting = seconds if round_ else seconds / 4
+    for lasting in (seconds / 4, *[seconds] * ROUNDS):  # the first one warms up
         conventional.send(lasting)
-        rates["conventional"].append(conventional.recv())
+        rates = {"conventional": conventional.recv()}
         for kind, steps in kinds.items():
             with common.tiny_steps(settings.batch_size), device_settings(execution.device):
-                rates[kind].append(measure(steps, lasting, execution.device))
-        products += [matrix_product_flops(execution)] if execution.precision == "bf16" else []
+                rates[kind] = measure(steps, lasting, execution.device)
+        rates["product"] = matrix_product_flops(execution) if execution.precision == "bf16" else math.nan
+        rounds.append(rates)
     conventional.send(0)
     process.join()
-    shares = [100 * ours / alone for ours, alone in zip(rates["pipeline"], rates.pop("preparing"), strict=True)]
-    record = {f"{kind}_images_per_second": values[1:] for kind, values in rates.items()}
-    record |= {"preparing_percent": shares[1:], "matrix_product_flops": products[1:]}
+    figures = pd.DataFrame(rounds[1:])
+    record = {f"{kind}_images_per_second": [*figures[kind]] for kind in ("conventional", "pipeline", "bare")}
+    record |= {"preparing_percent": [*(100 * figures["pipeline"] / figures["preparing"])]}
+    record |= {"matrix_product_flops": [*figures["product"].dropna()]}
     record |= {"batch_size": settings.batch_size, "flops_per_image": step_flops(ours)}
     return {"device": settings.device, "environment": environment_record(execution)} | record
 
 
 def describe_case(case: dict) -> list[str]:
     """A row of the first table: medians over the rounds."""
-    kinds = ("conventional", "pipeline", "bare")
-    conventional, pipeline, bare = (case[f"{kind}_images_per_second"] for kind in kinds)
-    ratios = [ours / theirs for ours, theirs in zip(pipeline, conventional, strict=True)]
-    shares = [100 * (1 - ours / alone) for ours, alone in zip(pipeline, bare, strict=True)]
-    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    rates = [f"{statistics.median(kind):.0f}" for kind in (conventional, pipeline)]
-    flops = ""
+    kinds, median = ("conventional", "pipeline", "bare"), statistics.median
+    conventional, pipeline, bare = (pd.Series(case[f"{kind}_images_per_second"]) for kind in kinds)
+    ratios, flops = pipeline / conventional, ""
     if case["matrix_product_flops"]:
-        achieved = case["flops_per_image"] * statistics.median(pipeline)
-        product = statistics.median(case["matrix_product_flops"])
+        achieved, product = case["flops_per_image"] * median(pipeline), median(case["matrix_product_flops"])
         flops = f"{achieved / 1e9:.0f} of {product / 1e9:.0f} GFLOP/s = {100 * achieved / product:.0f} %"
-    name = f"{case['experiment']}, batch size {case['batch_size']}"
-    parts = [f"{statistics.median(values):.1f}" for values in (shares, case["preparing_percent"])]
-    return [case["device"], name, case["environment"]["precision"], *rates, ratio, *parts, flops]
-
-
-def whole_run(name: str, settings: common.Settings, cases: list[dict]) -> dict[str, float]:
-    """What the epochs of a run take by its case: FLOPs and seconds."""
-    case, images = next(case for case in cases if case["experiment"] == name), 50_000 * settings.epochs
-    seconds = images / statistics.median(case["pipeline_images_per_second"])
-    return {"epochs": settings.epochs, "flops": images * case["flops_per_image"], "seconds": seconds}
+    name, precision = f"{case['experiment']}, batch size {case['batch_size']}", case["environment"]["precision"]
+    rates = [f"{median(kind):.0f}" for kind in (conventional, pipeline)]
+    ratio = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    shares = [f"{median(kind):.1f}" for kind in (100 * (1 - pipeline / bare), case["preparing_percent"])]
+    return [case["device"], name, precision, *rates, ratio, *shares, flops]
 
 
 def describe_runs(cases: list[dict]) -> list[list[str]]:
-    """The second table's rows: whole runs beside ResNet-18's."""
-    runs = {name: whole_run(name, settings, cases) for name, settings in EXPERIMENTS.items()}
-    whole, rows = runs["resnet_model.py"], []
-    for name, run in runs.items():
-        beside = [f"{100 * run[what] / whole[what]:.2f} %" for what in ("flops", "seconds")]
-        row = [str(run["epochs"]), *beside, f"{run['seconds'] / 60:.1f}"]
-        rows.append([cases[0]["device"], name, *row])
+    """The second table's rows: what whole runs take by their cases, beside ResNet-18's."""
+    rows, figures = [], {}
+    for case in cases:
+        images = 50_000 * EXPERIMENTS[case["experiment"]].epochs
+        seconds = images / statistics.median(case["pipeline_images_per_second"])
+        figures[case["experiment"]] = {"flops": images * case["flops_per_image"], "seconds": seconds}
+    for name, figure in figures.items():
+        beside = [f"{100 * figure[what] / figures['resnet_model.py'][what]:.2f} %" for what in ("flops", "seconds")]
+        epochs, minutes = str(EXPERIMENTS[name].epochs), f"{figure['seconds'] / 60:.1f}"
+        rows.append([cases[0]["device"], name, epochs, *beside, minutes])
     return rows
 
 

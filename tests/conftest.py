@@ -256,6 +256,26 @@ def run(start):
 
 
 @pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Calls a script's `main` in this process, with these arguments; how it ended."""
+
+    def call(main: Callable[[], None], *arguments: object) -> Finished:
+        code = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+            for name in ("stdout", "stderr"):
+                patch.setattr(sys, name, getattr(sys, name))  # a script puts others in their place
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+        out, err = capsys.readouterr()
+        return Finished(1, out, f"{err}{code}\n") if isinstance(code, str) else Finished(code, out, err)
+
+    return call
+
+
+@pytest.fixture
 def together(start):
     """Runs a script in so many processes that meet as torchrun's do, without its start of several seconds.
 

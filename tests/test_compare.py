@@ -1,13 +1,13 @@
 """compare_results.py on runs that the tests train, and on invented ones whose figures are known."""
 
 import csv
+import functools
 import json
 import math
 import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -72,20 +72,22 @@ def tables(tmp_path: Path):
 
 
 @pytest.fixture
-def compare(tmp_path: Path, monkeypatch, capsys):
-    """The command with these arguments in an empty folder: its exit code, its output and its errors."""
+def compare(call, tmp_path: Path, monkeypatch):
+    """The command with these arguments in an empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    return functools.partial(call, compare_results.main)
 
-    def compare(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["compare_results.py", *map(str, arguments)])
-        try:
-            code = compare_results.main() or 0
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
 
-    return compare
+@pytest.fixture
+def printed(tables, capsys):
+    """What is printed of the tables of invented runs."""
+
+    def printed(*runs: dict) -> str:
+        compare_results.print_table(tables(*runs), None, None)
+        return capsys.readouterr().out
+
+    return printed
 
 
 def rows_of(runs, **options: object) -> list[dict[str, str]]:
@@ -107,33 +109,34 @@ def three(experiment: str, best: float, **changes: object) -> list[dict]:
 
 def test_two_runs_that_differ_by_dropout(compare, tmp_path: Path) -> None:
     put(tmp_path / "L", invented(LENET, best=65))
-    code, out, err = compare(tmp_path / "L", put(tmp_path / "D", invented(DROPOUT, best=62, gap=2)))
-    assert (code, err) == (0, "")
-    head, heads, *_ = out.strip().split("\n\n")
+    done = compare(tmp_path / "L", put(tmp_path / "D", invented(DROPOUT, best=62, gap=2)))
+    assert (done.code, done.err) == (0, "")
+    head, heads, *_ = done.out.strip().split("\n\n")
     assert head.startswith("cifar10, 50,000 training and 10,000 test images; all runs: LeNet, lr 0.001, momentum 0.95")
     assert "dropout" not in head and re.match(r"run +dropout +epochs", heads)
     lines = [line.split() for line in heads.splitlines()[-2:]]
     assert lines[0][:3] == ["LeNet", "0", "5"] and lines[1][:5] == ["LeNet,", "dropout", "0.5", "0.5", "5"]
     assert lines[0][5:] == ["65.00", "65.00", "(5)", "10.00", "50"]
-    line = " ".join(out.split("over the\nseeds\n")[1].split("\n\n")[0].split())
+    line = " ".join(done.out.split("over the\nseeds\n")[1].split("\n\n")[0].split())
     assert line == (
         "LeNet, dropout 0.5, less LeNet: test accuracy -3.00 points (1 and 1 seeds); "
         "gap -8.00 points (1 and 1 seeds); 1.00 times the seconds, on EPYC, threads 2"
     )
     assert {path.name for path in Path().iterdir()} == {"comparison.png", "comparison.html"}
-    assert "holds" not in out and "1. The" not in out, "no conclusions among somebody's own runs"
+    assert "holds" not in done.out and "1. The" not in done.out, "no conclusions among somebody's own runs"
 
 
-@pytest.mark.parametrize("columns", [70, 80, 100, 240])
-def test_the_table_fits_the_terminal(compare, tmp_path: Path, monkeypatch, columns: int) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
+def test_the_table_fits_the_terminal(printed, monkeypatch) -> None:
     runs = [*three(LENET, 60, lr=0.1234, momentum=0.5), *three(DROPOUT, 50, batch_size=64), invented(RESNET, width=16)]
-    _, out, _ = compare(put(tmp_path / "runs", *runs))
-    lines = out.split("\n\n")[1].splitlines()
-    assert max(map(len, out.split("wrote")[0].splitlines())) <= columns
-    assert ("schedule" in lines[0]) == (columns == 240)  # as a column; the names say the settings otherwise
-    left_out = re.findall("^in a wider terminal: .*seconds$", out, re.MULTILINE)
-    assert bool(left_out) == (columns <= 80) == ("seconds" not in lines[0] + lines[1])
+    for columns in (70, 80, 100, 240):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = printed(*runs)
+        lines = out.split("\n\n")[1].splitlines()
+        assert max(map(len, out.splitlines())) <= columns
+        # As a column; the names say the settings otherwise.
+        assert ("schedule" in lines[0]) == (columns == 240), columns
+        left_out = re.findall("^in a wider terminal: .*seconds$", out, re.MULTILINE)
+        assert bool(left_out) == (columns <= 80) == ("seconds" not in lines[0] + lines[1]), columns
 
 
 def test_a_mean_of_mirrored_images_is_of_all_runs_or_not_there(tables) -> None:
@@ -153,29 +156,29 @@ def test_a_folder_is_all_runs_in_it_and_a_file_is_that_run(tmp_path: Path) -> No
 
 
 def test_each_data_set_has_a_table_and_files_of_its_own(compare, tmp_path: Path, figures) -> None:
-    runs = [invented(LENET), invented(L2, dataset="synthetic"), invented(DROPOUT, train_images=45000)]
-    code, out, _ = compare(put(tmp_path / "runs", *runs))
-    assert code == 0 and out.count("training and 10,000 test images") == 3
-    assert "synthetic (says nothing about CIFAR-10)" in out
-    assert {path.suffix for path in Path().iterdir()} == {".png", ".html"} and len(list(Path().iterdir())) == 6
-    titles = [figure.get_suptitle() for figure in figures] + [path.read_text() for path in Path().glob("*.html")]
-    assert sum("SYNTHETIC data, not CIFAR-10; full: test" in title for title in titles) == 2
+    runs = put(tmp_path / "runs", invented(LENET), invented(L2, dataset="synthetic", train_images=45000))
+    done = compare(runs, "--output", tmp_path / "new" / "folder")
+    assert done.code == 0 and "\ncifar10, 50,000 training and 10,000 test images" in done.out
+    assert "\nsynthetic (says nothing about CIFAR-10), 45,000 training and 10,000 test images" in done.out
+    files = [tmp_path / "new" / "folder" / f"comparison{of}" for of in ("", "-synthetic-45000")]
+    assert [path.with_suffix(suffix).is_file() for path in files for suffix in (".png", ".html")] == [True] * 4
+    titles = [figure.get_suptitle() for figure in figures] + [path.with_suffix(".html").read_text() for path in files]
+    assert ["SYNTHETIC data, not CIFAR-10; full: test" in title for title in titles] == [False, True] * 2
 
 
 def test_when_an_accuracy_was_first_reached(tables) -> None:
     runs = tables(invented(LENET), invented(LENET, best=62, seed=1), invented(L2, best=30), invented(DROPOUT))
     column = {row["run"]: row["57 % in epoch"] for row in rows_of(runs, epochs_to=57)}
-    assert column["LeNet"] == "3 (30 s)" and column["LeNet, weight decay 0.0001"] == "never"
+    assert column["LeNet"] == "3 (30 s)" and column["LeNet, weight decay 0.0001"] == "0 of 1 runs"
 
 
 def test_where_nothing_can_be_written(compare, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    code, _, err = compare(put(tmp_path / "runs", invented(LENET)), "--output", tmp_path / "file" / "x")
-    assert re.fullmatch(r"error: .*file/x.* can't be written: .*", str(code)) and err == ""
-    assert str(compare(tmp_path / "runs", "--csv", "")[0]).startswith("error: . can't be written: ")
-    assert "File name too long" in compare("x" * 300)[0]
-    assert compare(tmp_path / "runs", "--output", tmp_path / "new" / "folder")[0] == 0
-    assert (tmp_path / "new" / "folder" / "comparison.png").is_file()
+    done = compare(put(tmp_path / "runs", invented(LENET)), "--output", tmp_path / "file" / "x")
+    assert done.code == 1 and re.fullmatch(r"error: .*file/x.* can't be written: .*\n", done.err)
+    done = compare(tmp_path / "runs", "--csv", "")
+    assert done.code == 1 and done.err.startswith("error: . can't be written: ")
+    assert "File name too long" in compare("x" * 300).err
 
 
 # --- Rows, their names and their figures
@@ -232,64 +235,51 @@ def test_a_run_resumed_elsewhere_is_no_other_runs_seed(tables, figures) -> None:
     parts = [{"environment": invented(LENET, device=device)["environment"]} for device in ("cpu", "H100")]
     runs = tables(invented(LENET), invented(LENET, seed=1) | {"parts": parts})
     assert {row["run"] for row in rows_of(runs)} == {"LeNet, device cpu", "LeNet, device cpu, then H100"}
-    assert [curve.mean["seconds"].iloc[-1] for curve in curves.curves_of(runs, "seconds")] == [50, 50], "as recorded"
+    assert [curve.mean["seconds"].iloc[-1] for curve in curves.curves_of(runs)] == [50, 50], "as recorded"
 
 
 def test_runs_of_other_settings_are_rows_of_their_own(tables) -> None:
-    names = [row["run"] for row in rows_of(tables(invented(LENET), invented(LENET, epochs=6), invented(L2)))]
-    assert sorted(names) == ["LeNet", "LeNet, 6 epochs", "LeNet, weight decay 0.0001"]
-    names = [row["run"] for row in rows_of(tables(invented(LENET, lr=0.1), invented(LENET, lr=0.2)))]
-    assert sorted(names) == ["LeNet, lr 0.1", "LeNet, lr 0.2"]
-    augmented = [invented(LENET, augment=True, lr=lr) for lr in (0.1, 0.2, 0.3)]
-    names = [row["run"] for row in rows_of(tables(*augmented, invented(LENET, lr=0.4)))]
-    assert "LeNet, lr 0.1" in names and "LeNet, lr 0.4, no augment" in names
+    def names(*runs: dict) -> list[str]:
+        return sorted(row["run"] for row in rows_of(tables(*runs)))
 
-
-def test_a_setting_that_a_file_does_not_name_is_off(tables) -> None:
+    several = names(invented(LENET), invented(LENET, epochs=6), invented(L2))
+    assert several == ["LeNet", "LeNet, 6 epochs", "LeNet, weight decay 0.0001"]
+    assert names(invented(LENET, lr=0.1), invented(LENET, lr=0.2)) == ["LeNet, lr 0.1", "LeNet, lr 0.2"]
+    augmented = names(*(invented(LENET, augment=True, lr=lr) for lr in (0.1, 0.2, 0.3)), invented(LENET, lr=0.4))
+    assert augmented == ["LeNet, lr 0.1", "LeNet, lr 0.2", "LeNet, lr 0.3", "LeNet, lr 0.4, no augment"]
     older = invented(RESNET)
     del older["config"]["nesterov"], older["config"]["resolutions"], older["config"]["optimizer"]
-    (row,) = rows_of(tables(older, invented(RESNET, seed=1)))
-    assert row["run"] == "ResNet18"
-    assert len(rows_of(tables(older, invented(RESNET, seed=1, nesterov=True)))) == 2
-    # Those of augmentation do nothing without it.
-    assert len(rows_of(tables(invented(LENET), invented(LENET, seed=1, flips="alternating")))) == 1
+    assert names(older, invented(RESNET, seed=1)) == ["ResNet18"], "a setting that a file does not name is off"
+    assert len(names(older, invented(RESNET, seed=1, nesterov=True))) == 2
+    assert names(invented(LENET), invented(LENET, seed=1, flips="alternating")) == ["LeNet"], "nothing without augment"
 
 
 def test_options_named_like_columns_stay_options(compare, tmp_path: Path) -> None:
     runs = seeds(LENET, 60, 61)
     runs[0]["config"] |= {"seed": 1, "gap": True, "machine": "<f8", "seconds": 3, "reference": 1, "run": 2}
     runs[1]["config"] |= {"seed": 1, "gap": False, "machine": "<f4", "seconds": 3, "reference": 1, "run": 2}
-    _, out, _ = compare(put(tmp_path / "runs", *runs), "--csv", "all.csv")
+    out = compare(put(tmp_path / "runs", *runs), "--csv", "all.csv").out
     assert re.search(r"^LeNet, gap, machine <f8 +yes +<f8 +5 ", out, re.MULTILINE), out
     rows = list(csv.DictReader(Path("all.csv").read_text().splitlines()))  # a row for each run
     assert [(row["gap (setting)"], row["gap"]) for row in rows] == [("False", "10"), ("True", "10")]
     assert "&lt;f8" in Path("comparison.html").read_text() and "machine <f8" not in Path("comparison.html").read_text()
 
 
-def test_validation_images_choose_the_best_epoch(compare, tmp_path: Path) -> None:
+def test_validation_images_choose_the_best_epoch(printed) -> None:
     chosen = invented(LENET, 60, validation_images=5000)
     chosen["history"]["validation_accuracy"] = [1, 5, 4, 3, 2]
-    _, out, _ = compare(put(tmp_path / "runs", chosen))
-    assert " 50.00 (2) " in out and "best: per cent, chosen on validation images;" in out
-    _, out, _ = compare(put(tmp_path / "runs", invented(L2)))
-    assert "chosen on validation or test images;" in " ".join(out.split())
+    out = printed(chosen, invented(L2))
+    assert " 50.00 (2) " in out and "best: per cent, chosen on validation or test images;" in " ".join(out.split())
 
 
 # --- Own runs beside the reference's and the original's
 
 
-def test_the_original_beside_us() -> None:
-    fifty = reference.original_run(config_of(__import__(LENET).SETTINGS) | {"epochs": 50, "seed": 7})
-    assert (fifty["last"], fifty["best"], fifty["best_epoch"], fifty["total_seconds"]) == (64.99, 64.99, 50, 259)
-    configs = [config_of(__import__(name).SETTINGS) for name in (BASELINE, LENET, L2, RESNET)]
-    stated = [reference.original_accuracy(config) for config in configs]
-    assert stated == ["60", "65.75 at best", "", "89.56"]
+def test_how_a_run_stands_beside_the_reference_and_the_original() -> None:
     assert reference.original_run(config_of(__import__(RESNET).SETTINGS) | {"width": 32}) is None
-    assert reference.original_run(fifty | {"validation_images": 5000}) is None
     assert reference.original_run({"model": "Perceptron", "hidden": 50, "epochs": 5}) is None
-
-
-def test_how_a_run_stands() -> None:
+    configs = [config_of(__import__(name).SETTINGS) for name in (BASELINE, LENET, L2, RESNET)]
+    assert [*map(reference.original_accuracy, configs)] == ["60", "65.75 at best", "", "89.56"]
     run = json.loads((reference.REFERENCE / "original_version_model" / "loss.json").read_text())
     expected = " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"
     assert reference.beside_reference(run) == expected
@@ -298,7 +288,7 @@ def test_how_a_run_stands() -> None:
     elsewhere = run | {"environment": run["environment"] | {"device": "NVIDIA H100"}}
     assert reference.beside_reference(elsewhere) == " (the original: 60 %)", "a row is of one kind of device"
     assert reference.beside_reference(run | {"dataset": run["dataset"] | {"name": "synthetic"}}) == ""
-    assert reference.beside_reference(invented(LENET, lr=0.77)) == ""
+    assert reference.beside_reference(run | {"config": run["config"] | {"validation_images": 5000}}) == ""
 
 
 def test_a_broken_reference_is_a_warning(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -306,50 +296,49 @@ def test_a_broken_reference_is_a_warning(tmp_path: Path, monkeypatch, capsys) ->
     assert reference.beside_reference(invented(LENET)) == "" and "can't be read: KeyError" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def own_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program with its reference results, in a folder of their own, where modelset/ is a link to another place."""
-    folder = tmp_path_factory.mktemp("own") / "copy"
+IN_A_COPY = """
+import sys
+import compare_results
+from pathlib import Path
+
+def compare(*words):
+    print("-----")
+    sys.argv[1:] = map(str, words if "--conclusions" in words else [*words, "--output", out])
+    compare_results.main()
+
+out, own, disk = map(Path, sys.argv[1:])
+compare(own)
+disk.with_name("away").rename(disk)
+compare()
+Path("modelset/original_version_model").symlink_to(own / "run0")
+compare()
+compare(own / "run0", "modelset/reference/original_version_model/seed=1")
+compare("--conclusions")
+assert "torch" not in sys.modules
+"""
+
+
+def test_own_runs_beside_the_reference_without_torch(tmp_path: Path) -> None:
+    """In a copy of the program whose modelset/ is a link to another place, at first to none."""
+    copy, disk = tmp_path / "copy", tmp_path / "disk"
     ignored = shutil.ignore_patterns(".git", "data", "__pycache__", "*.pth", "*.png", "tests", "modelset")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    shutil.copytree(ROOT / "modelset" / "reference", folder.parent / "disk" / "reference", ignore=ignored)
-    (folder / "modelset").symlink_to(folder.parent / "disk")
-    return folder
-
-
-def test_own_runs_beside_the_reference_also_where_they_are_links(run, own_copy: Path, tmp_path: Path) -> None:
-    done = run(own_copy / "compare_results.py", "--output", tmp_path)
-    assert (done.code, done.err) == (0, "") and "no runs of your own" in done.out and "ResNet18" in done.out
-    own = put(tmp_path / "elsewhere", invented(BASELINE, best=61))
-    (own / "run0" / "above").symlink_to(own)
-    (own_copy / "modelset" / "original_version_model").symlink_to(own)
-    done = run(own_copy / "compare_results.py", "--output", tmp_path)
-    assert (done.code, done.err) == (0, "") and len(re.findall("^LeNet", done.out, re.MULTILINE)) == 1, done.out
-    assert re.search(r"^LeNet .* 61\.00 .* 61\.51 ± 1\.30 +60$", done.out, re.MULTILINE), done.out
-    # Named together, they are rows of their own.
-    done = run(own_copy / "compare_results.py", own, own_copy / "modelset/reference/original_version_model/seed=1")
-    assert len(re.findall(r"^LeNet(?:, reference)? ", done.out, re.MULTILINE)) == 2, done.out
-    assert not list((own_copy / "modelset").rglob("comparison*"))
-
-
-def test_conclusions_are_of_the_reference_alone(run, own_copy: Path) -> None:
-    put(own_copy / "modelset" / "Resnet", invented(RESNET, best=99))
-    done = run(own_copy / "compare_results.py", "--conclusions")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    shutil.copytree(ROOT / "modelset" / "reference", tmp_path / "away" / "reference", ignore=ignored)
+    (copy / "modelset").symlink_to(disk)
+    own = put(tmp_path / "own", invented(BASELINE, best=61), invented(L2))
+    (own / "run0" / "above").symlink_to(own / "run0")
+    done = run_command("python", "-c", IN_A_COPY, tmp_path, own, disk, cwd=copy)
     assert (done.code, done.err) == (0, "")
-    readme = (own_copy / "modelset" / "reference" / "README.md").read_text()
-    assert readme == (reference.REFERENCE / "README.md").read_text(), "the committed page is up to date"
-    assert re.search(r"gap narrower by +\| \+1\.09 ± 0\.49 points +\| 3 paired seeds: \+0\.99, ", readme)
-
-
-def test_without_modelset_and_without_torch(tmp_path: Path, own_copy: Path) -> None:
-    shutil.copytree(own_copy, tmp_path / "bare", ignore=shutil.ignore_patterns("modelset"))
-    runs = put(tmp_path / "runs", invented(LENET), invented(L2))
-    code = (
-        f"import sys; sys.modules['torch'] = None; sys.argv[1:] = ['--output', {str(tmp_path)!r}, {str(runs)!r}]\n"
-        "import compare_results; compare_results.main()"
-    )
-    done = run_command("python", "-c", code, cwd=tmp_path / "bare")
-    assert (done.code, done.err) == (0, "") and "LeNet, weight decay 0.0001, less LeNet: " in done.out
+    without, nothing, one, together, _ = done.out.split("-----\n")[1:]
+    assert ", less LeNet, " in " ".join(without.split()), "modelset/ isn't needed"
+    assert "no runs of your own" in nothing and "ResNet18" in nothing
+    assert len(re.findall("^LeNet", one, re.MULTILINE)) == 1, one
+    assert re.search(r"^LeNet .* 61\.00 .* 61\.51 ± 1\.30 +60$", one, re.MULTILINE), one
+    assert len(re.findall(r"^LeNet(?:, reference)? ", together, re.MULTILINE)) == 2, together
+    assert not list((copy / "modelset").rglob("comparison*"))
+    page = (copy / "modelset" / "reference" / "README.md").read_text()
+    assert page == (reference.REFERENCE / "README.md").read_text(), "the committed page is up to date"
+    assert re.search(r"gap narrower by +\| \+1\.09 ± 0\.49 points +\| 3 paired seeds: \+0\.99, ", page)
 
 
 OWN = ["modelset/Resnet/loss.json", "modelset/Resnet/lr=0.1/model.pth", "modelset/reference/Resnet/checkpoint.pth"]
@@ -373,9 +362,9 @@ def test_a_run_in_progress_beside_a_finished_one(start, compare, tmp_path: Path)
     running = tmp_path / "running"
     script = start(LENET, "--epochs", 100000, "--output", running)
     wait_for(running / "checkpoint.pth")
-    code, out, err = compare(finished, running)
-    assert (code, err) == (0, "")
-    assert re.search(r"^LeNet, 100000 epochs +\d+ of 100000 ", out, re.MULTILINE), out
+    done = compare(finished, running)
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"^LeNet, 100000 epochs +\d+ of 100000 ", done.out, re.MULTILINE), done.out
     os.kill(script.process.pid, signal.SIGTERM)
     assert script.finish().code == -signal.SIGTERM, script.text("err")
 
@@ -399,12 +388,12 @@ def test_checkpoints_of_all_kinds(compare, tmp_path: Path) -> None:
         os.utime(folders[name] / "checkpoint.pth", (seconds, seconds))
     (folders["damaged"] / "checkpoint.pth").write_bytes(b"PK")
     write_torch(folders["foreign"] / "checkpoint.pth", {"net": {}, "acc": 90})
-    code, out, err = compare(tmp_path / "runs")
-    assert code == 0 and len(err.splitlines()) == 2 and "damaged" in err and "foreign" in err
-    assert sorted(re.findall(r"\d+ of 25", out)) == ["0 of 25", "1 of 25"], "one without an epoch, and the newer one"
-    assert "lr 0.5" in out and re.search(r"^LeNet +5 ", out, re.MULTILINE)
-    code, out, err = compare(folders["first"])
-    assert (code, err) == (0, "") and "0 of 25" in out and "wrote" not in out
+    done = compare(tmp_path / "runs")
+    assert done.code == 0 and len(done.err.splitlines()) == 2 and "damaged" in done.err and "foreign" in done.err
+    assert sorted(re.findall(r"\d+ of 25", done.out)) == ["0 of 25", "1 of 25"], "one without an epoch, and the newer"
+    assert "lr 0.5" in done.out and re.search(r"^LeNet +5 ", done.out, re.MULTILINE)
+    done = compare(folders["first"])
+    assert (done.code, done.err) == (0, "") and "0 of 25" in done.out and "wrote" not in done.out
 
 
 # --- Files that can't be read
@@ -424,21 +413,17 @@ DAMAGED = {
 }
 
 
-def test_damaged_files_are_named_in_a_line_each_and_the_rest_compared(compare, tmp_path: Path) -> None:
+def test_damaged_files_are_named_in_a_line_each_and_the_rest_compared(compare, tmp_path: Path, capsys) -> None:
     path = put(tmp_path / "runs", invented(LENET)) / "run0" / "loss.json"
     for name, damage in DAMAGED.items():
         (tmp_path / "runs" / f"{name}.json").write_text(damage(path.read_text()))
-    code, out, err = compare(tmp_path / "runs", *(tmp_path / "runs").glob("*.json"))
-    assert code == 0 and re.search("^LeNet +5 ", out, re.MULTILINE)
+    assert len(read_runs([tmp_path / "runs", *(tmp_path / "runs").glob("*.json")]).table) == 1
+    err = capsys.readouterr().err
     assert sorted(re.findall(r"^warning: skipped: .*/(.*)\.json ", err, re.MULTILINE)) == sorted(DAMAGED)
     assert len(err.splitlines()) == len(DAMAGED)
-
-
-def test_nothing_to_compare_is_exit_code_1(compare, tmp_path: Path) -> None:
-    code, _, err = compare(put(tmp_path / "bad", {}))
-    assert str(code).startswith("error: no loss.json to compare") and "warning: skipped" in err
-    code, _, err = compare(tmp_path / "nowhere")
-    assert code == f"error: {tmp_path / 'nowhere'} does not exist" and err == ""
+    done = compare(put(tmp_path / "bad", {}))
+    assert done.code == 1 and re.search("^warning: skipped.*\nerror: no loss.json to compare", done.err)
+    assert compare(tmp_path / "nowhere").err == f"error: {tmp_path / 'nowhere'} does not exist\n"
 
 
 # --- Pictures and page
@@ -448,8 +433,9 @@ def lines_of(axes) -> dict[str, object]:
     return {line.get_label(): line for line in axes.lines}
 
 
-def test_two_runs_lie_over_each_other(tables, figures) -> None:
-    runs = tables(*three(LENET, 65), invented(DROPOUT, best=62))
+def test_two_runs_lie_over_each_other_in_the_picture_and_on_the_page(tables, figures) -> None:
+    runs, labels = tables(*three(LENET, 65), invented(DROPOUT, best=62)), ["65.00 %  LeNet (3 seeds)"]
+    labels.append("62.00 %  LeNet, dropout 0.5")  # the best first
     curves.draw_comparison(runs)
     figure = figures[-1]
     loss, accuracy = figure.axes
@@ -459,12 +445,17 @@ def test_two_runs_lie_over_each_other(tables, figures) -> None:
     assert test.get_color() == train.get_color() == curves.COLOURS[0] and train.get_alpha() < 1
     assert list(lines_of(loss)["LeNet, train"].get_xdata()) == [0.5, 1.5, 2.5, 3.5, 4.5], "of an epoch's middle"
     assert len(loss.collections) == 2, "a band for the run of three seeds, for training and for test"
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["65.00 %  LeNet (3 seeds)", "62.00 %  LeNet, dropout 0.5"], "the best first"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
     assert figure.get_size_inches()[0] * curves.DPI == 1660
     curves.draw_comparison(runs, "seconds")
-    over_seconds = figures[-1].axes[1]
-    assert list(lines_of(over_seconds)["LeNet, test"].get_xdata()) == [10, 20, 30, 40, 50]
+    assert list(lines_of(figures[-1].axes[1])["LeNet, test"].get_xdata()) == [10, 20, 30, 40, 50]
+
+    text = page.comparison_page(runs).decode()
+    assert not re.search(r'<(script|link)[^>]+(src|href)="http', text), "it needs no network"
+    (data,) = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*\]),\s*\{"template"', text)
+    lines = json.loads(data)
+    assert len(lines) == 8 and [line["legendgroup"] for line in lines if line["showlegend"]] == labels
+    assert all(f'"label":"{label}"' in text for label in ("epoch, linear", "epoch, log", "seconds of training, linear"))
 
 
 def test_of_many_runs_the_eight_best_are_coloured(tables, figures) -> None:
@@ -475,18 +466,6 @@ def test_of_many_runs_the_eight_best_are_coloured(tables, figures) -> None:
     assert len(grey) == 4 and max(line.get_ydata()[-1] for line in grey) == 43
     assert len({line.get_color() for line in tests}) == 9
     assert figure.legends[0].get_texts()[-1].get_text() == "4 more with a lower test accuracy at the end"
-
-
-def test_the_page_needs_no_network_and_has_all_lines(tables) -> None:
-    text = page.comparison_page(tables(*three(LENET, 65), invented(DROPOUT, best=62))).decode()
-    assert not re.search(r'<(script|link)[^>]+(src|href)="http', text)
-    (data,) = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*\]),\s*\{"template"', text)
-    lines = json.loads(data)
-    labels = {"65.00 %  LeNet (3 seeds)", "62.00 %  LeNet, dropout 0.5"}
-    assert len(lines) == 8 and {line["legendgroup"] for line in lines} == labels
-    assert sum(line["showlegend"] for line in lines) == 2
-    for label in ("epoch, linear", "epoch, log", "seconds of training, linear"):
-        assert f'"label":"{label}"' in text, label
 
 
 # --- Differences
@@ -524,11 +503,11 @@ def test_columns_of_differences_to_a_baseline(compare, tmp_path: Path, monkeypat
     monkeypatch.setenv("COLUMNS", "200")
     plain = put(tmp_path / "plain", *seeds(LENET, 60, 61, 63))
     others = put(tmp_path / "others", *seeds(L2, 61, 62.1, 63.8), invented(DROPOUT, 50, seed=7))
-    code, out, _ = compare(others, "--against", plain)
-    assert code == 0 and re.search(r"^LeNet, weight decay 0.0001 .* \+0.97 ± 0.38 +3 paired seeds ", out, re.MULTILINE)
+    out = compare(others, "--against", plain).out
+    assert re.search(r"^LeNet, weight decay 0.0001 .* \+0.97 ± 0.38 +3 paired seeds ", out, re.MULTILINE), out
     assert re.search(r"^LeNet, dropout 0.5 .* -11.33 +1 and 3 seeds ", out, re.MULTILINE), out
     assert "differences: to LeNet, in points. ±: 95 % confidence interval" in " ".join(out.split())
-    assert "is of 2 rows" in str(compare(plain, "--against", others)[0])
+    assert "is of 2 rows" in compare(plain, "--against", others).err
 
 
 # --- The four conclusions, on invented runs

@@ -1,7 +1,6 @@
 """What the pictures show: their lines, bars, images, labels and positions."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import common
@@ -9,7 +8,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_run
+from conftest import read_run
 from PIL import Image
 
 import inspect_weights
@@ -22,16 +21,12 @@ TRAINED = ("original_version_model_multigpu", "--epochs", 6, "--lr", 0.03, "--ba
 
 
 @pytest.fixture
-def inspect_here(figures, monkeypatch: pytest.MonkeyPatch):
+def inspect_here(call, figures):
     """Runs inspect_weights.py in this process; the figures that it draws."""
 
     def inspect_here(*arguments: object) -> list:
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "inspect_weights.py"), *map(str, arguments)])
-        for name in ("stdout", "stderr"):
-            monkeypatch.setattr(sys, name, getattr(sys, name))  # the script puts others in their place
-        with pytest.raises(SystemExit) as end:
-            inspect_weights.main()
-        assert not end.value.code
+        done = call(inspect_weights.main, *arguments)
+        assert done.code == 0, done.err
         return figures
 
     return inspect_here
@@ -57,28 +52,24 @@ def curves(axes: object) -> dict[str, tuple[list, list]]:
 
 
 def test_the_losses_of_a_run(figures, data_dir: Path, tmp_path: Path) -> None:
-    changes = {"epochs": 3, "batch_size": 10, "validation_images": 30, "data_dir": data_dir, "output": tmp_path}
-    record = common.run(dataclasses.replace(SETTINGS, **changes))
+    changes = {"epochs": 3, "batch_size": 10, "label_smoothing": 0.1, "validation_images": 30}
+    record = common.run(dataclasses.replace(SETTINGS, **changes, data_dir=data_dir, output=tmp_path))
     history, steps = record["history"], record["steps"]
     (figure,) = figures
     left, right = figure.axes
     epochs, names = [1, 2, 3], {"training": "train", "test": "test", "validation": "validation"}
-    losses = {name: (epochs, history[f"{key}_loss"]) for name, key in names.items()}
-    losses["training"] = ([0.5, 1.5, 2.5], history["train_loss"])  # a mean over an epoch belongs at its middle
-    assert curves(left) == {"training, within the epochs": (steps["epoch"], steps["train_loss"]), **losses}
+    losses = {"training, within the epochs": (steps["epoch"], steps["train_loss"])}
+    # A mean over an epoch belongs at its middle.
+    losses["training (with label smoothing)"] = ([0.5, 1.5, 2.5], history["train_loss"])
+    losses |= {name: (epochs, history[f"{name}_loss"]) for name in ("test", "validation")}
+    assert curves(left) == losses
     assert curves(right) == {name: (epochs, history[f"{key}_accuracy"]) for name, key in names.items()}
     assert (left.get_xlabel(), left.get_ylabel()) == ("epoch", "loss (cross-entropy)")
     assert (right.get_xlabel(), right.get_ylabel()) == ("epoch", "accuracy (%)")
     title, settings = figure.get_suptitle().split("\n", 1)
     assert title.startswith("original_version_model: ")
     assert f"{record['result']['final_test_accuracy']:.2f} % at the end" in title
-    assert settings == "batch_size=10, epochs=3, validation_images=30"  # what differs from the stated ones
-
-
-def test_label_smoothing_is_named_beside_the_training_loss(figures, data_dir: Path, tmp_path: Path) -> None:
-    changes = {"epochs": 1, "label_smoothing": 0.1, "data_dir": data_dir, "output": tmp_path}
-    common.run(dataclasses.replace(SETTINGS, **changes))
-    assert "training (with label smoothing)" in curves(figures[0].axes[0])
+    assert set(settings.split(", ")) == {f"{name}={value}" for name, value in changes.items()}, "not the stated ones"
 
 
 def test_the_losses_of_a_run_on_the_stand_in_say_so(figures, reference) -> None:

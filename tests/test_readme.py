@@ -3,20 +3,12 @@
 import json
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from cifar10lab.results import reference
 from cifar10lab.results.descriptions import describe_epoch, describe_result
-from cifar10lab.results.reference import (
-    REFERENCE,
-    beside_reference,
-    mean_text,
-    original_accuracy,
-    reference_accuracies,
-    reference_runs,
-)
 
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = [ROOT / name for name in READMES] + sorted((ROOT / "docs").glob("*.md")) + [ROOT / "benchmarks" / "README.md"]
@@ -44,30 +36,26 @@ def text_of(readme: str) -> str:
 
 
 def read(folder: str) -> dict:
-    return json.loads((REFERENCE / folder / "loss.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("command", ROWS)
-@pytest.mark.parametrize("readme", READMES)
-def test_a_row_of_the_table_has_the_committed_runs_figures(readme: str, command: str, throughput: dict) -> None:
-    row = re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text_of(readme), re.M)[1]
-    cells = [cell.strip() for cell in row.split("|")]
-    settings = throughput["EXPERIMENTS"][command]
-    assert cells[2] == f"{throughput['whole_run'](command, settings, throughput['cases'])['seconds'] / 60:.1f}"
-    record = read(ROWS[command])
-    accuracies = reference_accuracies(reference_runs(), record)
-    accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?)%\D*(\d)", cells[1]).groups()
-    assert (accuracy, int(seeds)) == (mean_text(accuracies), len(accuracies))
-    assert cells[3].removesuffix("%") == (original_accuracy(record["config"]) or "-")
+    return json.loads((reference.REFERENCE / folder / "loss.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_fast_models_mirrored_accuracy_is_that_of_the_reference_page(readme: str) -> None:
-    page = (REFERENCE / "README.md").read_text(encoding="utf-8")
+def test_the_table_has_the_committed_runs_figures(readme: str, throughput: dict) -> None:
+    runs, text = reference.reference_runs(), text_of(readme)
+    minutes = {row[1]: row[-1] for row in throughput["describe_runs"](throughput["cases"])}
+    for command, folder in ROWS.items():
+        row = re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text, re.M)[1]
+        cells, record = [cell.strip() for cell in row.split("|")], read(folder)
+        assert cells[2] == minutes[command], command
+        accuracies = reference.reference_accuracies(runs, record)
+        accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?)%\D*(\d)", cells[1]).groups()
+        assert (accuracy, int(seeds)) == (reference.mean_text(accuracies), len(accuracies)), command
+        assert cells[3].removesuffix("%") == (reference.original_accuracy(record["config"]) or "-"), command
+    page = (reference.REFERENCE / "README.md").read_text(encoding="utf-8")
     names = ("run", "FastNet, device cpu")
     head, fast = (re.search(rf"^\| {name} +\|.+$", page, re.M)[0].split("|") for name in names)
     mirrored = dict(zip(map(str.strip, head), map(str.strip, fast), strict=True))["mirrored %"]
-    assert f" {mirrored}%" in text_of(readme)
+    assert f" {mirrored}%" in text, "the fast model's accuracy with mirrored images"
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -76,7 +64,7 @@ def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
     history, images = record["history"], record["dataset"]["train_images"]
     first = {name: values[0] for name, values in history.items()}
     assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
-    assert f"\n{describe_result(record['result'])}{beside_reference(record)}\n" in text
+    assert f"\n{describe_result(record['result'])}{reference.beside_reference(record)}\n" in text
 
 
 def test_the_benchmarks_tables_are_those_that_it_measured(throughput: dict) -> None:
@@ -85,21 +73,21 @@ def test_the_benchmarks_tables_are_those_that_it_measured(throughput: dict) -> N
     assert [row for row in rows if f"| {' | '.join(row)} |" not in text] == []
 
 
-@pytest.mark.parametrize(("run", "row"), [("bf16", "bf16` "), ("fp32", "fp32`, with AVX-512 "), ("avx2", "AVX2`) ")])
-def test_speeds_without_bfloat16_are_those_of_their_runs(run: str, row: str) -> None:
-    record = json.loads((ROOT / "benchmarks" / "bfloat16" / f"{run}.json").read_text(encoding="utf-8"))
+def test_speeds_without_bfloat16_are_those_of_their_runs() -> None:
     text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-    assert f"{row}| {record['result']['images_per_second']:.0f} |" in text
+    for run, row in (("bf16", "bf16` "), ("fp32", "fp32`, with AVX-512 "), ("avx2", "AVX2`) ")):
+        record = json.loads((ROOT / "benchmarks" / "bfloat16" / f"{run}.json").read_text(encoding="utf-8"))
+        assert f"{row}| {record['result']['images_per_second']:.0f} |" in text
 
 
 def test_the_verdicts_are_those_of_the_reference_page() -> None:
-    page = (REFERENCE / "README.md").read_text(encoding="utf-8")
+    page = (reference.REFERENCE / "README.md").read_text(encoding="utf-8")
     verdicts = re.findall(r"^\d\. (.+): \*\*(.+)\*\*$", page, re.M)
     results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     assert re.findall(r"\d\. \*\*([^*]+): ([^*]+)\.\*\*", results) == verdicts and len(verdicts) == 4
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_to_files_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert not [link for link in links if not (page.parent / link).exists()]
+def test_links_to_files_lead_somewhere() -> None:
+    for page in PAGES:
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (page.parent / link).exists()], page

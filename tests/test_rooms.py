@@ -60,15 +60,6 @@ class SaysAllInItsConstructor(torch.nn.Module):
         return self.linear(images.mean((2, 3)))
 
 
-def test_what_a_model_says_in_its_constructor_counts(data_dir: Path, tmp_path: Path) -> None:
-    interface = common.interface_of(SaysAllInItsConstructor())
-    assert interface.bf16 and interface.mean == (0.1, 0.2, 0.3) and not interface.channels_last
-    assert interface.optimizer is None and interface.lengths == {}
-    settings = common.Settings("one", "One", SaysAllInItsConstructor, 1, lr=0.1, momentum=0.9, batch_size=10)
-    record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path, device="cpu"))
-    assert record["environment"]["precision"] == choose_precision("auto", "cpu", gains_from_bf16=True)
-
-
 class OfOtherMeanings(torch.nn.Module):
     """Has attributes of many common names, which say nothing to these scripts."""
 
@@ -86,11 +77,16 @@ class OfOtherMeanings(torch.nn.Module):
         return self.linear(self.std(images - self.mean).mean((2, 3)))
 
 
-def test_nothing_else_of_a_model_is_looked_at(data_dir: Path, tmp_path: Path) -> None:
+def test_what_a_model_says_in_its_constructor_counts_and_nothing_else(data_dir: Path, tmp_path: Path) -> None:
+    interface = common.interface_of(SaysAllInItsConstructor())
+    assert interface.bf16 and interface.mean == (0.1, 0.2, 0.3) and not interface.channels_last
+    assert interface.optimizer is None and interface.lengths == {}
     assert common.interface_of(OfOtherMeanings()) == common.Interface()
-    settings = common.Settings("one", "One", OfOtherMeanings, 1, lr=0.1, momentum=0.9, batch_size=10)
-    record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path, device="cpu"))
-    assert len(record["history"]["epoch"]) == 1
+    for model in (SaysAllInItsConstructor, OfOtherMeanings):
+        settings = common.Settings("one", "One", model, 1, lr=0.1, momentum=0.9, batch_size=10, device="cpu")
+        record = common.run(dataclasses.replace(settings, data_dir=data_dir, output=tmp_path / model.__name__))
+        bf16 = model is SaysAllInItsConstructor
+        assert record["environment"]["precision"] == choose_precision("auto", "cpu", gains_from_bf16=bf16)
 
 
 TRIED = {

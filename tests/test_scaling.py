@@ -1,67 +1,58 @@
 """benchmarks/scaling.py: what it predicts, and that nothing of it is left running; benchmarks/on_gpu.py, on the CPU."""
 
-import contextlib
-import importlib.util
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, linux, run_command
+from conftest import ROOT, environment, linux, run_command, wait_until
 
 
-@pytest.fixture(scope="module")
-def scaling():
-    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def scaling(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return __import__("scaling")
 
 
 CASE = {"model": "LeNet", "width": None, "batch_size": 128, "precision": "fp32", "gradient_bytes": 8e6, "exchanges": 3}
 LINK = {"name": "a wire", "latency": 0.001, "bandwidth": 1e9}
 
 
-@pytest.fixture
-def seconds(scaling, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Of a machine of two devices that take 1 ms per image and 10 ms per step."""
-    monkeypatch.setattr(scaling, "device_counts", lambda: [1, 2])
-    times = {("alone", "LeNet", size, 1): 0.01 + 0.001 * size for size in (128, 64, 32, 16, 8, 4, 2)}
-    together = {("training", "LeNet", 128, 2): 0.1, ("computing", "LeNet", 128, 2): 0.08}
-    return times | together | {("all_reduce", "", 1024, 2): 0.0004, ("all_reduce", "", 2**24, 2): 0.0104}
+# Of a machine of two devices that take 1 ms per image and 10 ms per step.
+SECONDS = {("alone", "LeNet", size, 1): 0.01 + 0.001 * size for size in (128, 64, 32, 16, 8, 4, 2)}
+SECONDS |= {("training", "LeNet", 128, 2): 0.1, ("alone", "LeNet", 64, 2): 0.08}
+SECONDS |= {("all_reduce", "", 1024, 2): 0.0004, ("all_reduce", "", 2**24, 2): 0.0104}
 
 
-def test_prediction_is_share_latency_and_bandwidth(scaling, seconds) -> None:
-    predicted = scaling.predict(CASE, seconds, LINK)
+def test_prediction_is_share_latency_and_bandwidth_beside_what_was_measured(scaling) -> None:
+    predicted = scaling.predict(CASE, SECONDS, LINK, [1, 2])
     assert predicted["devices"][:3] == [1, 2, 4]
     assert predicted["computing_seconds"][:3] == pytest.approx([0.138, 0.074, 0.042])
     assert predicted["exchanging_seconds"][:3] == pytest.approx([0, 3 * 2 * 0.001 + 0.008, 3 * 6 * 0.001 + 0.012])
     assert predicted["images_per_second"][2] == pytest.approx(128 / (0.042 + 0.030))
     assert predicted["speedup"][2] == pytest.approx(0.138 / 0.072)
     assert predicted["stops_gaining_at"] == 4  # on 8: 26 ms + 42 ms + 14 ms
-    fast = scaling.predict(CASE, seconds, {"name": "magic", "latency": 0.0, "bandwidth": 1e15})
+    fast = scaling.predict(CASE, SECONDS, {"name": "magic", "latency": 0.0, "bandwidth": 1e15}, [1, 2])
     assert fast["stops_gaining_at"] is None
 
-
-def test_latency_and_bandwidth_come_from_two_sizes(scaling, seconds) -> None:
-    here, *usual = scaling.connections(seconds)
-    assert here == {"name": "measured here", "latency": 0.0002, "bandwidth": pytest.approx((2**24 - 1024) / 0.01)}
-    assert usual == scaling.LINKS
-
-
-def test_speed_up_and_exchange_are_beside_the_prediction(scaling, seconds) -> None:
-    one, two = scaling.measured_rows(CASE, seconds, scaling.predict(CASE, seconds, LINK))
+    one, two = scaling.measured_rows(CASE, SECONDS, predicted, [1, 2])
     assert (one["devices"], one["parallel"], one["speedup"], one["exchanging_seconds"]) == (1, "none", 1, 0)
     assert two["parallel"] == "DistributedDataParallel"
     assert (two["speedup"], two["efficiency"]) == pytest.approx((1.38, 0.69))
     assert (two["computing_seconds"], two["exchanging_seconds"]) == pytest.approx((0.08, 0.02))
     assert two["predicted_images_per_second"] == pytest.approx(128 / 0.088)
+
+
+def test_latency_and_bandwidth_come_from_two_sizes(scaling) -> None:
+    here, *usual = scaling.connections(SECONDS, 2)
+    assert here == {"name": "measured here", "latency": 0.0002, "bandwidth": pytest.approx((2**24 - 1024) / 0.01)}
+    assert usual == scaling.connections({}, 1) == scaling.LINKS
 
 
 def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
@@ -78,32 +69,19 @@ def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
     assert [label.get_text() for label in steps.get_yticklabels()] == rows
 
 
-def children(of: int) -> list[int]:
-    with contextlib.suppress(OSError):  # it has ended
-        return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
-    return []
-
-
 def descendants(of: int) -> list[int]:
-    return [pid for child in children(of) for pid in (child, *descendants(child))]
+    children = [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+    return [pid for child in children for pid in (child, *descendants(child))]
 
 
-def is_worker(pid: int) -> bool:
-    """Whether it is one that torchrun started, and has loaded torch: torchrun doesn't end one that is only starting."""
-    with contextlib.suppress(OSError):
-        started = "\0LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_text()
-        return started and "libtorch" in Path(f"/proc/{pid}/maps").read_text()
-    return False
+def workers(of: int) -> list[int]:
+    return [pid for pid in descendants(of) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def still_running(pids: list[int]) -> list[int]:
-    """Those that don't end within ten seconds; a dead process that nobody has waited for counts as ended."""
-    end = time.monotonic() + 10
-    while pids and time.monotonic() < end:
-        time.sleep(0.05)
-        states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
-        pids = [pid for pid, path in states.items() if path.exists() and path.read_text().rpartition(")")[2][1] != "Z"]
-    return pids
+def is_running(pid: int) -> bool:
+    """Not if it is dead and nobody has waited for it, which is state Z."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2][1] != "Z"
 
 
 @linux
@@ -111,13 +89,15 @@ def still_running(pids: list[int]) -> list[int]:
 def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "scaling.py", "--width", "4", "--save", tmp_path]
     running = subprocess.Popen(command, env=environment(None), stderr=subprocess.PIPE, text=True)
-    while not (workers := list(filter(is_worker, started := descendants(running.pid)))):
-        assert running.poll() is None
-        time.sleep(0.05)
-    os.kill(running.pid if kill == "itself" else workers[0], signal.SIGINT if kill == "itself" else signal.SIGKILL)
+    wait_until(lambda: workers(running.pid), "a worker runs", 120)
+    started = descendants(running.pid)
+    if kill == "itself":
+        running.send_signal(signal.SIGINT)
+    else:
+        os.kill(workers(running.pid)[0], signal.SIGKILL)
     _, error = running.communicate(timeout=60)
     assert running.returncode == code
-    assert still_running(started) == []
+    wait_until(lambda: not any(map(is_running, started)), "all have ended", seconds=10)
     assert not list(tmp_path.iterdir())
     assert error == "" if kill == "itself" else "error: one of 1 processes failed" in error
 
@@ -146,11 +126,20 @@ def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir
     assert [Path(name).name for name in names] == ["loss.json"] * 2
 
 
-def test_a_rival_that_fails_is_a_line(tmp_path: Path, data_dir: Path) -> None:
-    (tmp_path / "rival.py").write_text("raise SystemExit('no GPU')  # range(200), test_loader, tta_level=2")
-    words = ("--smoke", "--only", "rival", "scaling", "--rival", tmp_path / "rival.py", "--output", tmp_path)
-    done = run_command("python", ROOT / "benchmarks" / "on_gpu.py", *words, data_dir=data_dir)
-    assert done.code == 0, done.err
-    rival, _ = done.out.splitlines()
-    assert rival.startswith("rival: failed with exit code 1, see rival.txt")
-    assert rival.endswith(" s: 0 trials beside 0 runs of fast_model.py")
+@pytest.mark.parametrize(("text", "line"), [
+    ("raise SystemExit('no GPU')  # range(200), test_loader, tta_level=2",
+     r"rival: failed with exit code 1, see rival.txt, \d+ s: 0 trials beside 0 runs of fast_model.py"),
+    ("print('hello')", "rival: left out, since .*rival.py isn't airbench94_muon.py, which has 'range\\(200\\)'"),
+    (None, "rival: left out, since .*No such file.*"),
+])  # fmt: skip
+def test_a_rival_that_fails_is_a_line(tmp_path, data_dir, monkeypatch, capsys, text: str | None, line: str) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    on_gpu = __import__("on_gpu")
+    monkeypatch.setattr(on_gpu, "DATA_DIR", data_dir)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    if text:
+        (tmp_path / "rival.py").write_text(text)
+    words = ("--smoke", "--only", "rival", "--rival", tmp_path / "rival.py", "--output", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", *map(str, words)])
+    on_gpu.main()
+    assert re.fullmatch(line, capsys.readouterr().out.strip())

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
 from cifar10lab.comparison.differences import INTERVAL, difference
-from cifar10lab.comparison.runs import Runs, values
+from cifar10lab.comparison.runs import Runs, first_reached, values
 from cifar10lab.comparison.table import notes, span, table_rows
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.results.reference import mean_text, original_run
@@ -63,8 +63,8 @@ def page(runs: Runs) -> str:
         "Regularisation helps against overfitting, and may cost a little accuracy": regularisation(rows),
         "Training in parallel on several GPUs speeds training up considerably": several_devices(scaling),
     }
-    table = table_rows(runs, with_reference=True).drop(columns="reference %").to_markdown(**MARKDOWN)
-    parts = ["# Reference results", NOTE, table, "\n".join(f"- {note}" for note in notes(runs))]
+    parts = ["# Reference results", NOTE, table_rows(runs).to_markdown(**MARKDOWN)]
+    parts += ["\n".join(f"- {note}" for note in notes(runs))]
     parts += ["![Test accuracies of the scripts, and what regularisation does](results.png)", "## Conclusions", RULES]
     for number, (conclusion, lines) in enumerate(evidence.items(), 1):
         table = pd.DataFrame(lines, columns=["claim", "measured", "of", "verdict"])
@@ -102,21 +102,19 @@ def model_choice(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
 def efficiency(runs: Runs, rows: dict[str, pd.DataFrame], throughput: list[dict]) -> Iterator[Evidence]:
     """ResNet-18's accuracy less LeNet's, and the time of each to 60 and 65 %: its epochs, by the seconds measured."""
     rates = {case["experiment"]: case["pipeline_images_per_second"] for case in throughput if case["device"] == "cpu"}
-    for name in (LENET, TUNED):
-        accuracies = [values(rows[one], "test_accuracy") for one in (name, RESNET)]
-        yield compared(f"{RESNET}: more accurate than {name}", *accuracies)
-        for accuracy in (60, 65) if all(len(rows[one]) and MEASURED[one] in rates for one in (name, RESNET)) else ():
-            reached = runs.epochs[runs.epochs["test_accuracy"] >= accuracy].groupby("run")["epoch"].min()
-            times = []
-            for one in (RESNET, name):
-                epochs = reached.reindex(rows[one].index, fill_value=math.inf)
-                times.append(epochs * 50_000 / pd.Series(rates[MEASURED[one]]).median())
-            resnet, lenet = times
-            outcome = CONTRADICTED if resnet.min() > lenet.max() else UNDECIDED
-            outcome = HOLDS if resnet.max() < lenet.min() else outcome
+    for both in ((RESNET, LENET), (RESNET, TUNED)):
+        more, less = (values(rows[name], "test_accuracy") for name in both)
+        yield compared(f"{RESNET}: more accurate than {both[1]}", less, more)
+        for accuracy in (60, 65) if all(len(rows[name]) and MEASURED[name] in rates for name in both) else ():
+            reached, times = first_reached(runs, accuracy)["epoch"], []
+            for name in both:
+                epochs = reached.reindex(rows[name].index, fill_value=math.inf)
+                times.append(epochs * 50_000 / pd.Series(rates[MEASURED[name]]).median())
+            sooner, later = times[0].max() < times[1].min(), times[0].min() > times[1].max()
             measured = " against ".join("never" if math.inf in set(one) else f"{span(one)} s" for one in times)
-            of = f"{len(resnet)} and {len(lenet)} seeds"
-            yield f"{RESNET}: sooner at {accuracy} % than {name}", measured, of, outcome
+            outcome = HOLDS if sooner else CONTRADICTED if later else UNDECIDED
+            seeds = f"{len(more)} and {len(less)} seeds"
+            yield f"{RESNET}: sooner at {accuracy} % than {both[1]}", measured, seeds, outcome
 
 
 def regularisation(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
@@ -156,14 +154,14 @@ def draw_results(runs: Runs) -> bytes:
     scripts = [name for name in list(NAMED)[:6] if len(rows[name])]
     for place, name in enumerate(scripts):
         accuracies, device = values(rows[name], "test_accuracy"), rows[name].iloc[0]["device"]
-        left.plot(accuracies, [-place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
+        left.plot(accuracies, [place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
         original = original_run(runs.records[rows[name].index[0]]["config"])
         if original and original["last"] is not None:
-            left.plot([original["last"]], [0.2 - place], "*", ms=10, markerfacecolor="none", markeredgecolor="black")
-        left.text(102, -place, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
+            left.plot(original["last"], place - 0.2, "*", ms=10, markerfacecolor="none", markeredgecolor="black")
+        left.text(102, place, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
         scripts[place] = name if device == "cpu" else f"{name}\n{device}"
-    left.set_yticks([-place for place in range(len(scripts))], scripts)
-    left.set(xlim=(55, 101), ylim=(-len(scripts) + 0.5, 0.5), xlabel="test accuracy after the last epoch (%)")
+    left.set_yticks(range(len(scripts)), scripts)
+    left.set(xlim=(55, 101), ylim=(len(scripts) - 0.5, -0.5), xlabel="test accuracy after the last epoch (%)")
     left.set_title("● a seed   ☆ the original   right: the mean", fontsize=10, loc="left")
     left.grid(alpha=0.3, axis="x")
     for place, (name, colour) in enumerate(zip(("LeNet", "LeNet + L2", "LeNet + dropout"), COLOURS[1:4], strict=True)):

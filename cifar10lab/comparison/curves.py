@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cifar10lab.comparison.runs import Runs, names_of
+from cifar10lab.comparison.runs import Runs
 from cifar10lab.files.pictures import default_style, png
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), the yellow
 # darkened to be seen on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#857A00")
 GREY = "#BBBBBB"
+LINES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")  # of each row, columns of its history
 
 
 @dataclass(frozen=True)
@@ -36,26 +33,31 @@ class Curve:
     seeds: int
 
 
-def curves_of(runs: Runs, over: str) -> list[Curve]:
+def curves_of(runs: Runs) -> list[Curve]:
     """Each row's curves, the highest test accuracy at the end first.
 
-    `over` is "epochs" or "seconds"; over seconds, runs on different machines are curves of their own.
+    The seconds of a row whose runs are on several machines are those of the machine with the most of them.
     """
-    keys, machine, found = runs.table["row"].astype(str), runs.table["machine"], []
-    keys = keys + machine if over == "seconds" else keys
-    names = names_of(runs, keys)
-    for key, group in runs.table[runs.table["epochs_trained"] > 0].groupby(keys, sort=False):
-        epochs, seeds = runs.part(group).epochs, len(group)
-        # Of several machines' times, those of the one with the most runs.
+    machine, found = runs.table["machine"], []
+    for number, group in runs.table[runs.table["epochs_trained"] > 0].groupby("row", sort=False):
+        epochs, seeds, name = runs.part(group).epochs, len(group), runs.names[number]
         timed = epochs["run"].map(machine) == machine[group.index].mode()[0]
         epochs = epochs.assign(seconds=epochs.groupby("run")["seconds"].cumsum().where(timed))
-        columns = ["train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds"]
-        by_epoch = epochs.groupby("epoch")[columns]
+        by_epoch = epochs.groupby("epoch")[[*LINES, "seconds"]]
         complete = by_epoch.size() == seeds  # not the epochs that only some seeds were trained for
         mean, deviation = by_epoch.mean()[complete], by_epoch.std().fillna(0)[complete]
-        label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {names[key]}" + (f" ({seeds} seeds)" if seeds > 1 else "")
-        found.append(Curve(names[key], label, mean, deviation, seeds))
+        label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {name}" + (f" ({seeds} seeds)" if seeds > 1 else "")
+        found.append(Curve(name, label, mean, deviation, seeds))
     return sorted(found, key=lambda curve: -curve.mean["test_accuracy"].iloc[-1])
+
+
+def places(curve: Curve, name: str, over: str) -> np.ndarray:
+    """Where the values of the history's column `name` stand over "epochs" or "seconds".
+
+    A mean training loss stands at the middle of its epoch, all else at the end.
+    """
+    ends = curve.mean.index.to_numpy(float) if over == "epochs" else curve.mean["seconds"].to_numpy()
+    return ends - np.diff(ends, prepend=0) / 2 if name == "train_loss" else ends
 
 
 def stand_in(runs: Runs) -> str:
@@ -70,19 +72,26 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    curves = curves_of(runs, over)
+    curves = curves_of(runs)
     figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     colours = [*COLOURS, *[GREY] * len(curves)][: len(curves)]
     for curve, colour in reversed([*zip(curves, colours, strict=True)]):  # the best on top
-        draw_curve(loss, curve, colour, "loss", over)
-        draw_curve(accuracy, curve, colour, "accuracy", over)
+        for name in LINES if colour != GREY else ("test_loss", "test_accuracy"):
+            kind, what = name.split("_")
+            style = {"linestyle": "--", "linewidth": 1.2, "alpha": 0.55} if kind == "train" else {"linewidth": 1.8}
+            style |= {"linewidth": 0.8} if colour == GREY else {}
+            axes, x, y = loss if what == "loss" else accuracy, places(curve, name, over), curve.mean[name]
+            axes.plot(x, y, color=colour, marker="o" if len(x) == 1 else "", label=f"{curve.name}, {kind}", **style)
+            if curve.seeds > 1 and colour != GREY:
+                low, high = y - curve.deviation[name], y + curve.deviation[name]
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     smoothed = runs.settings().get("label_smoothing", pd.Series(0)).any()
     note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
-    x = {"epochs": "epoch", "seconds": "seconds of training"}[over]
+    x = {"epochs": "epoch", "seconds": "seconds of training (of a row, on one machine)"}[over]
     loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))
     accuracy.set(xlabel=x, ylabel="accuracy (%)")
-    ends = [float(curve.mean.index[-1] if over == "epochs" else curve.mean["seconds"].iloc[-1]) for curve in curves]
+    ends = [places(curve, "test_loss", over)[-1] for curve in curves]
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         if max(ends) > 10 * min(ends):
@@ -99,22 +108,3 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
     style = {"title": "test accuracy at the end", "fontsize": 9.5, "frameon": False, "alignment": "left"}
     figure.legend(lines, labels, loc="outside lower center", **style)
     return png(figure, DPI)
-
-
-def draw_curve(axes: Axes, curve: Curve, colour: str, what: str, over: str) -> None:
-    """A run's test and training losses or accuracies; a mean training loss stands at the middle of its epoch."""
-    mean = curve.mean
-    ends = mean.index.to_numpy(float) if over == "epochs" else mean["seconds"].to_numpy()
-    middles = ends - np.diff(ends, prepend=0) / 2
-    marker = "o" if len(ends) == 1 else ""
-    faint = colour == GREY
-    for kind, x in (("train", middles if what == "loss" else ends), ("test", ends)):
-        if faint and kind == "train":
-            continue
-        y, deviation = mean[f"{kind}_{what}"].to_numpy(), curve.deviation[f"{kind}_{what}"].to_numpy()
-        style = {"linewidth": 0.8 if faint else 1.8}
-        if kind == "train":
-            style = {"linestyle": "--", "linewidth": 1.2, "alpha": 0.55}
-        axes.plot(x, y, color=colour, marker=marker, label=f"{curve.name}, {kind}", **style)
-        if curve.seeds > 1 and not faint:
-            axes.fill_between(x, y - deviation, y + deviation, color=colour, alpha=0.15, linewidth=0)

@@ -20,7 +20,7 @@ INTERVAL = "±: 95 % confidence interval, by Student's t of paired seeds, otherw
 
 
 class Difference(NamedTuple):
-    """A difference of two means."""
+    """A difference of two means; in words "+1.09 ± 0.49"."""
 
     value: float
     error: float  # half-width of the 95 % confidence interval, NaN without one
@@ -28,18 +28,16 @@ class Difference(NamedTuple):
     by_seed: str  # ": +0.99, +0.97, +1.32" if both rows have the same few seeds, or ""
 
     def __str__(self) -> str:
-        """As in "+1.09 ± 0.49"."""
         return f"{self.value:+.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
 
 
 def difference(first: pd.Series, second: pd.Series) -> Difference:
     """The mean of `second` minus that of `first`, each a value per seed; of the shared seeds if these are enough."""
-    shared = first.index.intersection(second.index)
+    shared, error = first.index.intersection(second.index), math.nan
     paired = len(shared) >= SEEDS_FOR_INTERVAL
+    seeds = f"{len(shared)} paired seeds" if paired else f"{len(second)} and {len(first)} seeds"
     if paired:
         first, second = first[shared], second[shared]
-    value, error = second.mean() - first.mean(), math.nan
-    seeds = f"{len(shared)} paired seeds" if paired else f"{len(second)} and {len(first)} seeds"
     if min(len(first), len(second)) >= SEEDS_FOR_INTERVAL:
         from scipy.stats import ttest_ind, ttest_rel  # takes half a second: only if it is used
 
@@ -50,7 +48,7 @@ def difference(first: pd.Series, second: pd.Series) -> Difference:
         error = (high - low) / 2
     listed = first.index.equals(second.index) and 1 < len(first) <= SEEDS_LISTED
     by_seed = f": {', '.join(f'{single:+.2f}' for single in second - first)}" if listed else ""
-    return Difference(value, error, seeds, by_seed)
+    return Difference(second.mean() - first.mean(), error, seeds, by_seed)
 
 
 def time_ratio(first: pd.DataFrame, second: pd.DataFrame) -> str:
@@ -61,7 +59,7 @@ def time_ratio(first: pd.DataFrame, second: pd.DataFrame) -> str:
     return f"{second['train_seconds'].mean() / first['train_seconds'].mean():.2f}"
 
 
-def difference_line(first: pd.DataFrame, second: pd.DataFrame, names: dict[object, str]) -> str:
+def difference_line(first: pd.DataFrame, second: pd.DataFrame, names: pd.Series) -> str:
     """The second row of runs minus the first, in words: test accuracy, gap, and the ratio of their times."""
     texts = []
     for name in ("test_accuracy", "gap"):

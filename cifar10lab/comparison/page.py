@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 
-import numpy as np
-
-from cifar10lab.comparison.curves import COLOURS, Curve, curves_of, stand_in
+from cifar10lab.comparison.curves import COLOURS, LINES, Curve, curves_of, places, stand_in
 from cifar10lab.comparison.runs import Runs
 
 
@@ -15,13 +13,13 @@ def comparison_page(runs: Runs) -> bytes:
     from plotly.colors import qualitative
     from plotly.subplots import make_subplots
 
-    curves, titles = curves_of(runs, "epochs"), ["loss (cross-entropy)", "accuracy (%)"]
+    curves, titles = curves_of(runs), ["loss (cross-entropy)", "accuracy (%)"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.06)
-    over: dict[str, list[np.ndarray]] = {"epoch": [], "seconds of training": []}  # each line's places
     for number, curve in enumerate(curves):
-        add_lines(figure, curve, [*COLOURS, *qualitative.Dark24][number % 32], over)
+        add_lines(figure, curve, [*COLOURS, *qualitative.Dark24][number % 32])
     buttons = []
-    for name, x in over.items():
+    for over, name in (("epochs", "epoch"), ("seconds", "seconds of training")):
+        x = [places(curve, line, over) for curve in curves for line in LINES]
         for kind in ("linear", "log"):
             layout = {"xaxis.title.text": name, "xaxis2.title.text": name, "xaxis.type": kind, "xaxis2.type": kind}
             buttons.append({"label": f"{name}, {kind}", "method": "update", "args": [{"x": x}, layout]})
@@ -36,22 +34,18 @@ def comparison_page(runs: Runs) -> bytes:
     return figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
 
 
-def add_lines(figure: object, curve: Curve, colour: str, over: dict[str, list[np.ndarray]]) -> None:
-    """A run's four lines, and to `over` their places: a mean training loss stands at the middle of its epoch."""
+def add_lines(figure: object, curve: Curve, colour: str) -> None:
+    """A row's four lines, over epochs."""
     from plotly.graph_objects import Scatter
 
     run, label = (html.escape(text, quote=False) for text in (curve.name, curve.label))  # plotly reads tags in them
-    ends = curve.mean.index.to_numpy(float), curve.mean["seconds"].to_numpy()
-    for column, what in enumerate(("loss", "accuracy"), 1):
-        for kind in ("test", "train"):
-            middle = 0.5 if kind == "train" and what == "loss" else 0
-            for places, x in zip(over.values(), ends, strict=True):
-                places.append(x - middle * np.diff(x, prepend=0))
-            name, digits = f"{kind}_{what}", 4 if what == "loss" else 2
-            around = f" ± %{{customdata:.{digits}f}}" if curve.seeds > 1 else ""
-            line = {"color": colour, "dash": "solid" if kind == "test" else "dash", "width": 2}
-            hover = f"{run}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
-            style = {"name": label, "legendgroup": label, "showlegend": name == "test_loss"}
-            style |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}
-            values = {"x": over["epoch"][-1], "y": curve.mean[name], "customdata": curve.deviation[name]}
-            figure.add_trace(Scatter(**values, **style, line=line), 1, column)
+    for name in LINES:
+        kind, what = name.split("_")
+        digits = 4 if what == "loss" else 2
+        around = f" ± %{{customdata:.{digits}f}}" if curve.seeds > 1 else ""
+        line = {"color": colour, "dash": "solid" if kind == "test" else "dash", "width": 2}
+        hover = f"{run}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
+        style = {"name": label, "legendgroup": label, "showlegend": name == "test_loss"}
+        style |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines", "hovertemplate": hover}
+        values = {"x": places(curve, name, "epochs"), "y": curve.mean[name], "customdata": curve.deviation[name]}
+        figure.add_trace(Scatter(**values, **style, line=line), 1, 1 if what == "loss" else 2)

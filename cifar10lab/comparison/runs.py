@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -17,12 +19,11 @@ from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")  # of a history
-OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy")  # results that older files lack
-# What tells rows of the same settings apart; what stands further down, only where the rest doesn't.
+OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy")  # results that some files lack
+# What tells rows of the same settings apart; the second line only where the first doesn't.
 TELL_APART = (
     ("reference", "unfinished", "experiment", "precision", "device", "processes"),
     ("model_code", "folder"),
-    ("machine",),
 )
 
 
@@ -48,6 +49,38 @@ class Runs:
         settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
         hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
         return settings.drop(columns=hidden, errors="ignore").loc[:, lambda some: some.fillna(False).any()]
+
+    @functools.cached_property
+    def names(self) -> pd.Series:
+        """A short name for each row: the model, and the settings in which it differs from most others of its model.
+
+        A setting that is 0 or off is named only if most of the others have it on. Where names are the same, what else
+        differs follows, as TELL_APART has it.
+        """
+        settings = self.settings().groupby(self.table["row"]).first()
+        names = settings["model"].map(str)
+        for _, same in settings.drop(columns="model").groupby(names):
+            for setting, column in same.items():
+                most = column.map(str).mode()
+                unusual = column.map(str) != most[0]
+                if len(most) > 1 or unusual.sum() * 2 > len(same):
+                    unusual = column.fillna(False).map(bool)  # NaN: a setting that only other runs have
+                names = named(names, setting, column[unusual])
+        files = self.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
+        folders = files.groupby(self.table["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
+        folders = folders.map(functools.partial(os.path.relpath, start=os.path.commonpath([*folders])))
+        first = self.table.groupby("row").first().assign(folder=folders)
+        for kinds in TELL_APART:
+            for _, same in first.groupby(names):
+                for kind in [kind for kind in kinds if same[kind].nunique() > 1]:
+                    names = named(names, kind, same[kind][same[kind].map(str) != "False"])
+        return names
+
+
+def named(names: pd.Series, what: str, values: pd.Series) -> pd.Series:
+    """The names of rows, those in `values` with what they have there: "LeNet" -> "LeNet, 50 epochs"."""
+    words = values.map(lambda value: f", {setting_text(what, value)}")
+    return names + words.reindex(names.index, fill_value="")
 
 
 def read_runs(paths: list[Path]) -> Runs:
@@ -120,7 +153,7 @@ def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
         row |= {"changes": recorded(run, "code", "changed"), "machine": machine_text(run)}
         row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
         row |= from_history(history) | ({"parameters": int(result["parameters"])} if result else {})
-        row |= {name: float(result[name]) for name in OPTIONAL if result.get(name) is not None}
+        row |= {name: float(result.get(name) or math.nan) for name in OPTIONAL}
     except (OSError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no run of these scripts ({type(error).__name__}: {error})") from error
     return run, row, history
@@ -143,43 +176,18 @@ def values(runs: pd.DataFrame, name: str) -> pd.Series:
     return runs.set_index("seed")[name].dropna().sort_index()
 
 
+def first_reached(runs: Runs, accuracy: float) -> pd.DataFrame:
+    """The first epoch in which each run had that test accuracy, and `took`, the seconds to its end; not of all runs."""
+    epochs = runs.epochs.assign(took=runs.epochs.groupby("run")["seconds"].cumsum())
+    return epochs[epochs["test_accuracy"] >= accuracy].groupby("run")[["epoch", "took"]].first()
+
+
 def machine_text(run: dict) -> str:
     """What a run's times depend on, as in "AMD EPYC, threads 2" or "4 x NVIDIA A100 (DataParallel)"."""
     names = ("device", "processor", "threads", "world_size", "parallel")
     device, processor, threads, processes, parallel = (recorded(run, "environment", name) for name in names)
     text = f"{processor}, threads {threads}" if device == "cpu" else device
     return text if processes in ("", "1") else f"{processes} x {text} ({parallel})"
-
-
-def names_of(runs: Runs, keys: pd.Series) -> dict[object, str]:
-    """A short name for each key: the model, and the settings in which it differs from most of the others of its model.
-
-    A setting that is 0 or off is named only if most of the others have it on. Where names are the same, what else
-    differs follows, as TELL_APART has it.
-    """
-    first, names = runs.table.groupby(keys, sort=False).first(), {}
-    for model, same in runs.settings().groupby(keys, sort=False).first().groupby("model"):
-        columns = same.columns.drop("model")
-        for key, row in same.iterrows():
-            parts = [setting_text(name, row[name]) for name in columns if not can_be_left_out(same[name], row[name])]
-            names[key] = ", ".join([str(model), *parts])
-    folders = runs.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
-    top = os.path.commonpath([*folders])
-    first["folder"] = folders.groupby(keys).agg(lambda of_row: os.path.relpath(os.path.commonpath([*of_row]), top))
-    for kinds in TELL_APART:
-        same = {name: first.loc[[key for key in names if names[key] == name]] for name in names.values()}
-        for key, name in names.items():
-            differ = [kind for kind in kinds if same[name][kind].nunique() > 1 and str(first.loc[key, kind]) != "False"]
-            names[key] = ", ".join([name, *(setting_text(kind, first.loc[key, kind]) for kind in differ)])
-    return names
-
-
-def can_be_left_out(column: pd.Series, value: object) -> bool:
-    """Whether a row's name need not mention this value: most of the column has it, or it is off."""
-    counts = column.map(str).value_counts()
-    if len(counts) == 1 or (counts.iloc[0] > counts.iloc[1] and counts.iloc[0] * 2 >= len(column)):
-        return str(value) == counts.index[0]
-    return not value or value != value  # off, or of a setting that only other runs have
 
 
 def setting_text(name: str, value: object) -> str:

@@ -8,10 +8,11 @@ import pandas as pd
 from tabulate import tabulate
 
 from cifar10lab.comparison.differences import difference, time_ratio
-from cifar10lab.comparison.runs import Runs, names_of, setting_text, short, values
+from cifar10lab.comparison.runs import Runs, first_reached, setting_text, short, values
 from cifar10lab.results.reference import mean_text, original_accuracy, reference_accuracies, reference_runs
 
 NOTED = ("images", "commit", "changes", "torch", "threads")
+FIRST_LEFT_OUT = ("mirrored %", "seconds", "train loss", "test loss")  # where the terminal is narrow
 
 
 def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
@@ -20,29 +21,30 @@ def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
     differ = [name for name in settings if settings[name].map(str).nunique() > 1]
     same = settings.drop(columns=differ).iloc[0]
     texts = [str(value) if name == "model" else setting_text(name, value) for name, value in same.items()]
-    rows = settings[differ].drop(columns=["model", "epochs"], errors="ignore").groupby(runs.table["row"], sort=False)
-    return texts, rows.first().fillna("-").map(short).reset_index(drop=True).rename(
-        columns=lambda n: n.replace("_", " ")
-    )
+    columns = settings[differ].drop(columns=["model", "epochs"], errors="ignore")
+    columns.columns = columns.columns.str.replace("_", " ")
+    rows = columns.groupby(runs.table["row"], sort=False).first()
+    return texts, rows.fillna("-").map(short).reset_index(drop=True)
 
 
-def table_rows(
-    runs: Runs, with_reference: bool = False, epochs_to: float | None = None, baseline: pd.DataFrame | None = None
-) -> pd.DataFrame:
+def table_rows(runs: Runs, epochs_to: float | None = None, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
     """The table as texts, without settings; `baseline`: the runs to show the differences to."""
-    names, rows, reference = names_of(runs, runs.table["row"]), [], reference_runs() if with_reference else {}
+    rows, reference, reached = [], reference_runs(), first_reached(runs, epochs_to or 0)
     for number, group in runs.table.groupby("row", sort=False):
         record = runs.records[group.index[0]]
-        row = {"run": names[number], **result_texts(group, record["config"]["epochs"])}
+        row = {"run": runs.names[number], **result_texts(group, record["config"]["epochs"])}
         if epochs_to is not None:
-            row[f"{epochs_to:g} % in epoch"] = first_reached(runs.part(group).epochs, epochs_to)
+            some = reached.reindex(group.index).dropna()
+            text = f"{span(some['epoch'])} ({span(some['took'])} s)"
+            row[f"{epochs_to:g} % in epoch"] = text if len(some) == len(group) else f"{len(some)} of {len(group)} runs"
         if baseline is not None and number != baseline.iloc[0]["row"]:
             for what, name in (("accuracy", "test_accuracy"), ("gap", "gap")):
                 found = difference(values(baseline, name), values(group, name))
                 row |= {f"{what} difference": str(found), "of": found.seeds}
             row["time ratio"] = time_ratio(baseline, group)
-        if with_reference:
+        if not group["reference"].any():
             row["reference %"] = mean_text(reference_accuracies(reference, record))
+        if record["dataset"]["name"] == "cifar10":
             row["original %"] = original_accuracy(record["config"])
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
@@ -57,7 +59,7 @@ def result_texts(group: pd.DataFrame, epochs: int) -> dict[str, str]:
     if not accuracies:
         return {"epochs": trained, "seeds": ""}
     means = group[["train_loss", "test_loss", "best_test_accuracy", "gap"]].mean()
-    mirrored = values(group, "mirrored_test_accuracy").tolist() if "mirrored_test_accuracy" in group else []
+    mirrored = values(group, "mirrored_test_accuracy").tolist()
     return {
         "epochs": trained,
         "train loss": f"{means['train_loss']:.3f}",
@@ -71,15 +73,6 @@ def result_texts(group: pd.DataFrame, epochs: int) -> dict[str, str]:
     }
 
 
-def first_reached(epochs: pd.DataFrame, accuracy: float) -> str:
-    """The epoch in which runs first had that test accuracy, of the first to the last run, and the seconds to it."""
-    reached = epochs.assign(took=epochs.groupby("run")["seconds"].cumsum())
-    reached, runs = reached[reached["test_accuracy"] >= accuracy].groupby("run").first(), epochs["run"].nunique()
-    if len(reached) < runs:
-        return "never" if reached.empty else f"{len(reached)} of {runs} runs"
-    return f"{span(reached['epoch'])} ({span(reached['took'])} s)"
-
-
 def span(numbers: pd.Series) -> str:
     """From the smallest to the largest: times of several machines or days have no mean."""
     low, high = f"{numbers.min():.0f}", f"{numbers.max():.0f}"
@@ -88,38 +81,36 @@ def span(numbers: pd.Series) -> str:
 
 def notes(runs: Runs) -> list[str]:
     """A line for each row that says what of NOTED differs within it, or from rows that its folder alone tells apart."""
-    names, lines = names_of(runs, runs.table["row"]), []
+    lines = []
     for _, group in runs.table.groupby("group", sort=False):
         differ = [name for name in NOTED if group[name].nunique() > 1]
-        for number, row in group.sort_values("seed").groupby("row", sort=False) if differ else ():
+        for number, row in group.sort_values("seed").groupby("row", sort=False):
             texts = []
             for name in differ:
                 worded = row[name].map(lambda value: short(value) if value else "not recorded")
                 seeds = row["seed"].astype(str).groupby(worded, sort=False).agg(", ".join)
                 found = [f"{value} (seed {seed})" if len(seeds) > 1 else value for value, seed in seeds.items()]
                 texts.append(f"{name} {', '.join(found)}")
-            lines.append(f"{names[number]}: {'; '.join(texts)}")
+            lines += [f"{runs.names[number]}: {'; '.join(texts)}"] if texts else []
     return lines
 
 
 def text_table(settings: pd.DataFrame, results: pd.DataFrame) -> str:
     """The table within the terminal's width, 100 columns where there is none.
 
-    What doesn't fit is left out, first the columns of the `settings`, which the names say, too; then names are broken.
+    What doesn't fit is left out, first the columns of the `settings`, which the names say, too, and names are broken.
     A line below names what else is left out.
     """
-    width, longest = shutil.get_terminal_size((100, 24)).columns, results["run"].map(len).max()
-    more, last = ["mirrored %", "seconds"], ["mirrored %", "seconds", "train loss", "test loss"]
-    for left_out, least in ((None, longest), ([], longest), ([], 20), (more, 20), (last, 0)):
-        shown = results.drop(columns=left_out or [], errors="ignore")
-        parts = [shown["run"], settings, shown.drop(columns="run")] if left_out is None else [shown]
-        table = pd.concat(parts, axis=1)
-        cells = [max(*map(len, head.split()), *column.map(len)) for head, column in [*table.items()][1:]]
+    width, figures = shutil.get_terminal_size((100, 24)).columns, results.drop(columns="run")
+    fewer = [figures.drop(columns=[*FIRST_LEFT_OUT[:number]], errors="ignore") for number in (0, 2, 4)]
+    for shown in (pd.concat([settings, figures], axis=1), *fewer):
+        cells = [max(*map(len, head.split()), *column.map(len)) for head, column in shown.items()]
         room = width - sum(cells) - 2 * len(cells)
-        if room >= min(least, longest):
+        if room >= min(20, results["run"].map(len).max()):
             break
-    lines, aligned = [list(table.columns), *table.to_numpy().tolist()], ["left", *["right"] * len(cells)]
+    table = pd.concat([results["run"], shown], axis=1)
+    lines = [list(table.columns), *table.to_numpy().tolist()]
     text = tabulate(lines, tablefmt="plain", disable_numparse=True, maxcolwidths=[max(room, 14), *cells],
-                    colalign=aligned, rowalign=["bottom", *["top"] * len(table)])  # fmt: skip
-    missing = ", ".join(results.columns.drop(shown.columns))
+                    colalign=["left", *["right"] * len(cells)], rowalign=["bottom", *["top"] * len(shown)])  # fmt: skip
+    missing = ", ".join(figures.columns.drop(shown.columns, errors="ignore"))
     return f"{text}\n\nin a wider terminal: {missing}" if missing else text
