@@ -41,19 +41,19 @@ from cifar10lab.data import loading, synthetic
 from cifar10lab.devices.execution import Execution
 from cifar10lab.devices.processes import leave_processes
 
-EXPERIMENTS = (
-    "original_version_model",
-    "original_version_model_multigpu",
-    "l2_regularization",
-    "dropout_regularization",
-    "resnet_model",
-    "fast_model",
-)
+EXPERIMENTS = ("original_version_model", "original_version_model_multigpu", "l2_regularization")
+EXPERIMENTS += ("dropout_regularization", "resnet_model", "fast_model")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(
-    ["common", "torch", "torchvision.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest"]
-)
+PRELOADED = [
+    "common",
+    "torch",
+    "torchvision.datasets",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "pytest",
+]
+FORKSERVER.set_forkserver_preload(PRELOADED)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -71,11 +71,8 @@ def small_data(images: int = 40) -> loading.Data:
 
 def make_image_folder(folder: Path, train: int, test: int) -> Path:
     """`train` and `test` images per class, of the synthetic stand-in, as PNG files."""
-    train_images, train_labels, test_images, test_labels = synthetic_images()
-    for split, images, labels, count in (
-        ("train", train_images, train_labels, train),
-        ("test", test_images, test_labels, test),
-    ):
+    arrays = synthetic_images()
+    for split, images, labels, count in (("train", *arrays[:2], train), ("test", *arrays[2:], test)):
         for label, name in enumerate(loading.CLASSES):
             (folder / split / name).mkdir(parents=True)
             for i, image in enumerate(images[labels == label][:count]):
@@ -145,9 +142,8 @@ def environment(data_dir: Path | None) -> dict[str, str]:
 
 def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None = None) -> Finished:
     """Run a command as its user would, to its end."""
-    done = subprocess.run(
-        [str(word) for word in command], env=environment(data_dir), cwd=cwd, capture_output=True, text=True, timeout=120
-    )
+    options = {"env": environment(data_dir), "cwd": cwd, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([str(word) for word in command], **options)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
@@ -207,18 +203,10 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], m
 class Script:
     """A script in a process of its own, forked from one that has imported torch already."""
 
-    def __init__(
-        self,
-        script: Path,
-        *arguments: object,
-        log: Path,
-        data_dir: Path,
-        moment: At | None = None,
-        env: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, script: Path, *arguments, log: Path, data_dir: Path, moment: At | None = None, env=()) -> None:
         self.log = log
         words = [str(word) for word in arguments]
-        arguments = (script, words, log, environment(data_dir) | (env or {}), moment)
+        arguments = (script, words, log, environment(data_dir) | dict(env), moment)
         self.process = FORKSERVER.Process(target=_child, args=arguments)
         self.process.start()
 
@@ -262,7 +250,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(main: Callable[[], None], *arguments: object) -> Finished:
         code = 0
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+            patch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
             for name in ("stdout", "stderr"):
                 patch.setattr(sys, name, getattr(sys, name))  # a script puts others in their place
             try:
@@ -283,21 +271,11 @@ def together(start):
     are those that torchrun starts again; with `restarts`, so are those without.
     """
 
-    def together(
-        number: int,
-        script: str | Path,
-        *arguments: object,
-        store: dist.TCPStore | None = None,
-        restarts: int = 0,
-        **options: object,
-    ) -> Finished:
+    def together(number: int, script: str | Path, *arguments, store=None, restarts: int = 0, **options) -> Finished:
         store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         env = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-        env |= {
-            "TORCHELASTIC_RUN_ID": "test",
-            "TORCHELASTIC_RESTART_COUNT": restarts,
-            "TORCHELASTIC_USE_AGENT_STORE": True,
-        }
+        env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": restarts}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": True}
         ranks = [{**env, "RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
         texts = [{name: str(value) for name, value in rank.items()} for rank in ranks]
         scripts = [start(script, *arguments, "--device", "cpu", env=text, **options) for text in texts]
@@ -336,18 +314,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory, data_dir: Path):
 
 
 @pytest.fixture
-def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path):
+def inspect(call, data_dir: Path):
     """Runs inspect_weights.py in this process, on the small data set: exit code, standard output and error."""
 
     def inspect(*arguments: object) -> tuple[int, str, str]:
-        words = ["inspect_weights.py", "--data-dir", data_dir, *arguments]
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-            patch.setattr(sys, "argv", [str(word) for word in words])
-            for name in ("stdout", "stderr"):
-                patch.setattr(sys, name, getattr(sys, name))  # the script puts others in their place
-            inspect_weights.main()
-        code, printed = end.value.code, capsys.readouterr()
-        return (1, printed.out, f"{printed.err}{code}\n") if isinstance(code, str) else (code, printed.out, printed.err)
+        done = call(inspect_weights.main, "--data-dir", data_dir, *arguments)
+        return done.code, done.out, done.err
 
     return inspect
 
@@ -412,9 +384,8 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def in_processes(number: int, folder: Path, work, *arguments: object) -> list:
     """What `work(rank, number, *arguments)` returns in each of so many processes that have met."""
-    processes = [
-        FORKSERVER.Process(target=_member, args=(rank, number, folder, work, arguments)) for rank in range(number)
-    ]
+    arguments = number, folder, work, arguments
+    processes = [FORKSERVER.Process(target=_member, args=(rank, *arguments)) for rank in range(number)]
     for process in processes:
         process.start()
     for process in processes:

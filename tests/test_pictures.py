@@ -11,7 +11,6 @@ import torch
 from conftest import read_run
 from PIL import Image
 
-import inspect_weights
 from cifar10lab.data.loading import CLASSES, load_cifar10
 from cifar10lab.results.loss_plot import draw_losses
 from original_version_model import SETTINGS
@@ -21,12 +20,12 @@ TRAINED = ("original_version_model_multigpu", "--epochs", 6, "--lr", 0.03, "--ba
 
 
 @pytest.fixture
-def inspect_here(call, figures):
+def inspect_here(inspect, figures):
     """Runs inspect_weights.py in this process; the figures that it draws."""
 
     def inspect_here(*arguments: object) -> list:
-        done = call(inspect_weights.main, *arguments)
-        assert done.code == 0, done.err
+        code, _, err = inspect(*arguments)
+        assert code == 0, err
         return figures
 
     return inspect_here
@@ -120,7 +119,7 @@ def test_two_files_have_bars_beside_each_other(inspect_here, lenet: Path, tmp_pa
 def test_the_confusion_matrix_and_the_worst_mistakes(inspect_here, reference, data_dir: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.pth"
     weights.write_bytes((reference(*TRAINED) / "model.pth").read_bytes())
-    _, confusion, mistakes = inspect_here(tmp_path, "--evaluate", "--data-dir", data_dir)
+    _, confusion, mistakes = inspect_here(tmp_path, "--evaluate")
     data = load_cifar10(data_dir)
     probabilities, labels = logits_of(weights, data.test_images).softmax(1), data.test_labels.tolist()
     sure, predicted = (values.tolist() for values in probabilities.max(1))
