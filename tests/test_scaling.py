@@ -131,7 +131,7 @@ def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir
      r"rival: failed with exit code 1, see rival.txt, \d+ s: 0 trials beside 0 runs of fast_model.py"),
     ("print('hello')", "rival: left out, since .*rival.py isn't airbench94_muon.py, which has 'range\\(200\\)'"),
     (None, "rival: left out, since .*No such file.*"),
-])  # fmt: skip
+], ids=["fails", "another file", "no file"])  # fmt: skip
 def test_a_rival_that_fails_is_a_line(tmp_path, data_dir, monkeypatch, capsys, text: str | None, line: str) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     on_gpu = __import__("on_gpu")
