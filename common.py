@@ -69,18 +69,17 @@ from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import is_being_imported, make_model, source_of
 from cifar10lab.models.trial import try_model
-from cifar10lab.results.descriptions import describe_epoch, describe_result, describe_seeds
-from cifar10lab.results.history import HISTORY, best_epoch, finer_losses
+from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
-from cifar10lab.results.reference import beside_reference
+from cifar10lab.results.reference import beside_reference, describe_seeds
 from cifar10lab.settings.code import code_record
-from cifar10lab.settings.differences import describe, differences
 from cifar10lab.settings.experiment import (
     HERE,
     Settings,
     checked,
     config_of,
-    options_of,
+    describe,
+    differences,
     parse_arguments,
     settings_of_script,
 )
@@ -216,7 +215,7 @@ def load_run_data(settings: Settings, execution: Execution) -> tuple[Data, str]:
 def build_model(settings: Settings) -> nn.Module:
     """The settings' model, its weights drawn from their seed; WrongOption for options or an optimizer it can't take."""
     seed_generators(settings.seed)
-    model = make_model(settings.model, options_of(settings))
+    model = make_model(settings.model, settings.options)
     if settings.optimizer != "sgd" and interface_of(model).optimizer:
         own = f"{settings.model.__name__} brings its own optimizer"
         raise WrongOption(f"{own}: leave out --optimizer {settings.optimizer}")
@@ -695,7 +694,7 @@ def main(stated_settings: Settings, description: str | None) -> None:
         end_by_signal(signal.SIGINT)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
-            sizes = [name for name, value in options_of(all_settings[0]).items() if type(value) is int]
+            sizes = [name for name, value in all_settings[0].options.items() if type(value) is int]
             flags = " or ".join(f"--{name.replace('_', '-')}" for name in ["batch_size", *sizes])
             fail(f"error: there is not enough memory: try a smaller {flags}")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):

@@ -60,8 +60,8 @@ class FastNet(nn.Module):
 
     def cifar10_interface(self) -> Interface:
         """What training and loading ask of this model."""
-        gains, told = {"channels_last": True, "bf16": True, "static_graph": True}, {"width": "groups.0.conv1.weight"}
-        return Interface(**gains, optimizer=self.optimizer, initialise=self.initialise, lengths=told)
+        gains = {"channels_last": True, "bf16": True, "static_graph": True}
+        return Interface(**gains, optimizer=self.optimizer, initialise=self.initialise)
 
     def initialise(self, images: Tensor) -> None:
         """Set the first layer to the principal components of 2x2 patches, scaled to variance 1, and their negatives."""

@@ -264,6 +264,13 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.fixture
+def main(call, data_dir: Path):
+    """`call` of `common.main` with an experiment's settings, on the small data set and the CPU."""
+    words = ("--data-dir", data_dir, "--device", "cpu")
+    return lambda stated, *arguments: call(lambda: common.main(stated, ""), *words, *arguments)
+
+
+@pytest.fixture
 def together(start):
     """Runs a script in so many processes that meet as torchrun's do, without its start of several seconds.
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from cifar10lab.results import reference
-from cifar10lab.results.descriptions import describe_epoch, describe_result
+from cifar10lab.results.history import describe_epoch, describe_result
 
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = [ROOT / name for name in READMES] + sorted((ROOT / "docs").glob("*.md")) + [ROOT / "benchmarks" / "README.md"]

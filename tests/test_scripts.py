@@ -1,38 +1,36 @@
 """The scripts as their users start them."""
 
+import os
 import platform
-import shutil
 from pathlib import Path
-
-from common import options_of
 
 import matplotlib.image
 import pytest
 import torch
-from conftest import EXPERIMENTS, ROOT, linux, read_run, run_command, same_losses, same_weights
+from conftest import EXPERIMENTS, ROOT, read_run, run_command, same_losses, same_weights
 
 from cifar10lab.data.loading import dataset_record, load_cifar10
+from cifar10lab.devices.execution import process_settings
 
+STATED = {name: __import__(name).SETTINGS for name in EXPERIMENTS}
+BASELINE = STATED["original_version_model"]
+LENET = ("--epochs", 6, "--lr", 0.03, "--batch-size", 10)
 QUICK = {
     "original_version_model": ("--epochs", 3, "--lr", 0.005),
-    "original_version_model_multigpu": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
-    "l2_regularization": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
-    "dropout_regularization": ("--epochs", 6, "--lr", 0.03, "--batch-size", 10),
-    "resnet_model": ("--epochs", 4, "--width", 4, "--batch-size", 10),
-    "fast_model": ("--epochs", 3, "--batch-size", 10, "--lr", 0.1),
+    "resnet_model": ("--epochs", 3, "--batch-size", 10, "--width", 4),
+    "fast_model": ("--epochs", 3, "--batch-size", 10, "--lr", 0.1, "--width", 8),
 }
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS)
-def test_script_trains_and_leaves_its_files(run, tmp_path: Path, data_dir: Path, script: str) -> None:
-    done = run(script, *QUICK[script], "--device", "cpu", "--output", tmp_path / "out")
-    assert done.code == 0, done.err
-    assert done.err == ""
-    assert sum(line.startswith("epoch ") for line in done.out.splitlines()) == QUICK[script][1]
-    visible = sorted(p.name for p in (tmp_path / "out").iterdir() if p.name[0] != ".")
-    assert visible == ["best_model.pth", "loss.json", "loss.png", "model.pth"]
-    assert list((tmp_path / "out").glob(".*.tmp")) == []
-    record = read_run(tmp_path / "out")
+def test_script_trains_and_leaves_its_files(main, tmp_path: Path, data_dir: Path, script: str) -> None:
+    words, out = QUICK.get(script, LENET), tmp_path / "out"
+    done = main(STATED[script], *words, "--output", out)
+    assert (done.code, done.err) == (0, "")
+    assert sum(line.startswith("epoch ") for line in done.out.splitlines()) == words[1]
+    left = sorted(name for name in os.listdir(out) if not name.startswith(".lock"))
+    assert left == ["best_model.pth", "loss.json", "loss.png", "model.pth"]
+    record = read_run(out)
     assert record["experiment"] == script
     counts = {"train_images": 100, "test_images": 40}
     checksum = dataset_record(load_cifar10(data_dir))["checksum"]
@@ -41,18 +39,17 @@ def test_script_trains_and_leaves_its_files(run, tmp_path: Path, data_dir: Path,
     accuracies = record["history"]["test_accuracy"]
     assert record["result"]["best_test_accuracy"] == max(accuracies)
     assert record["result"]["best_epoch"] == 1 + accuracies.index(max(accuracies))
-    assert f"{accuracies[-1]:.2f} % at the end" in done.out and str(tmp_path / "out") in done.out
+    assert f"{accuracies[-1]:.2f} % at the end" in done.out and str(out) in done.out
     for name in ("model.pth", "best_model.pth"):
-        weights = torch.load(tmp_path / "out" / name, weights_only=True)
+        weights = torch.load(out / name, weights_only=True)
         assert not any(key.startswith("module.") for key in weights)
         assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
-    assert matplotlib.image.imread(tmp_path / "out" / "loss.png").shape[1] > 1000
+    assert matplotlib.image.imread(out / "loss.png").shape[1] > 1000
 
 
 def test_the_stated_settings_are_those_of_the_experiments() -> None:
     stated = {}
-    for script in EXPERIMENTS:
-        s = __import__(script).SETTINGS
+    for s in STATED.values():
         numbers = (s.epochs, s.lr, s.momentum, s.batch_size, s.weight_decay)
         stated[s.folder] = (s.model.__name__, *numbers, dict(s.options), s.augment)
     assert stated == {
@@ -66,44 +63,36 @@ def test_the_stated_settings_are_those_of_the_experiments() -> None:
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS)
-def test_help_shows_every_flag_with_its_default(run, script: str) -> None:
-    done = run(script, "--help")
+def test_help_shows_every_flag_with_its_default(main, script: str) -> None:
+    done = main(STATED[script], "--help")
     assert done.code == 0
-    settings = __import__(script).SETTINGS
-    flags = ["epochs", "lr", "momentum", "weight-decay", "batch-size", "seed", "device", "precision", "dataset"]
-    flags += [
-        "schedule",
-        "resolutions",
-        "label-smoothing",
-        "crop-padding",
-        "padding-mode",
-        "flips",
-        "optimizer",
-        "cutout",
-    ]
-    own = {"resnet_model": ["width"], "fast_model": ["width"]}.get(script, ["dropout"])
-    for flag in [*flags, *own]:
-        assert f"--{flag}" in done.out
-        default = (vars(settings) | options_of(settings))[flag.replace("-", "_")]
-        assert f"(default: {default})" in " ".join(done.out.split())
-    rest = ("--augment, --no-augment", "--nesterov, --no-nesterov", "--data-dir", "--output", "--resume")
-    assert all(flag in done.out for flag in rest)
+    own = {"resnet_model": {"width": 64}, "fast_model": {"width": 64}}.get(script, {"dropout": 0.0})
+    for name, default in (vars(STATED[script]) | own | STATED[script].options).items():
+        if name not in ("experiment", "folder", "model", "options", "data_parallel", "data_dir"):
+            assert f"--{name.replace('_', '-')}" in done.out
+            assert f"(default: {default})" in " ".join(done.out.split()), name
+    assert all(flag in done.out for flag in ("--augment, --no-augment", "--nesterov, --no-nesterov", "--seeds"))
 
 
-def test_same_seed_same_result_other_seed_other_result(run, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        options = ("--epochs", 1, "--seed", seed, "--output", tmp_path / name)
-        assert run("dropout_regularization", *options).code == 0
-    assert same_losses(tmp_path / "a", tmp_path / "b")
-    assert same_weights(tmp_path / "a" / "model.pth", tmp_path / "b" / "model.pth")
-    assert not same_losses(tmp_path / "a", tmp_path / "c")
+def test_same_seed_same_result_other_seed_other_result(main, reference, tmp_path: Path) -> None:
+    script, words = "dropout_regularization", ("--epochs", 1, "--batch-size", 50)
+    whole = reference(script, *words)
+    assert main(STATED[script], *words, "--seeds", "0,1", "--output", tmp_path).code == 0
+    assert same_losses(whole, tmp_path / "seed=0") and not same_losses(whole, tmp_path / "seed=1")
+    assert same_weights(whole / "model.pth", tmp_path / "seed=0" / "model.pth")
 
 
-def test_without_data_and_network_it_trains_on_the_stand_in_and_says_so(run, copied: Path) -> None:
+def test_without_data_and_network_it_trains_on_the_stand_in_or_not_at_all(run, copied: Path) -> None:
     # From another folder, too: data/ and modelset/ are beside the scripts.
     assert Path.cwd() != copied
-    script = copied / "original_version_model_multigpu.py"
-    done = run(script, "--epochs", 1, "--device", "cpu", data_dir=None)
+    done = run(copied / "original_version_model.py", "--dataset", "cifar10", data_dir=None)
+    assert done.code == 1
+    first, *lines, last = done.err[done.err.index("error:") :].splitlines()
+    assert first.startswith("error: CIFAR-10 is not in") and "--data-dir" in last and "Traceback" not in done.err
+    for mirror in ("zenodo.org", "scidata.sjtu.edu.cn", "cave.cs.toronto.edu", "www.cs.toronto.edu"):
+        assert sum(mirror in line for line in lines) == 1
+    assert list((copied / "modelset").iterdir()) == []
+    done = run(copied / "original_version_model_multigpu.py", "--epochs", 1, "--device", "cpu", data_dir=None)
     assert done.code == 0, done.err
     assert done.err.count("WARNING: this is NOT CIFAR-10 but a synthetic stand-in") == 2
     assert done.err.count("zenodo.org") == 2  # when it is tried, and when all have failed
@@ -113,108 +102,82 @@ def test_without_data_and_network_it_trains_on_the_stand_in_and_says_so(run, cop
     assert read_run(folder)["dataset"]["name"] == "synthetic"
 
 
-def test_cifar10_asked_for_but_not_to_be_had_is_an_error(run, copied: Path) -> None:
-    done = run(copied / "original_version_model.py", "--dataset", "cifar10", data_dir=None)
-    assert done.code == 1
-    first, *lines, last = done.err[done.err.index("error:") :].splitlines()
-    assert first.startswith("error: CIFAR-10 is not in") and "--data-dir" in last and "Traceback" not in done.err
-    for mirror in ("zenodo.org", "scidata.sjtu.edu.cn", "cave.cs.toronto.edu", "www.cs.toronto.edu"):
-        assert sum(mirror in line for line in lines) == 1
-    assert list((copied / "modelset").iterdir()) == []
-
-
 WRONG_ARGUMENTS = [
-    ("--epochs", "1.5"),
-    ("--batch-size", "0"),
-    ("--lr", "nan"),
-    ("--lr", "fast"),
-    ("--dropout", "1"),
-    ("--dropout", "nan"),
-    ("--device", "tpu"),
-    ("--resolutions", "24;28"),
-    ("--seeds", "0"),
-    ("--seeds", "0,0"),
-    ("--width", "64"),
-    ("--momentum", "0", "--nesterov"),
+    "--epochs 1.5",
+    "--lr nan",
+    "--lr fast",
+    "--dropout 1",
+    "--dropout nan",
+    "--device tpu",
+    "--resolutions 24;28",
+    "--seeds 0",
+    "--seeds 0,0",
+    "--width 64",
+    "--momentum 0 --nesterov",
 ]
 
 
-@pytest.mark.parametrize("arguments", WRONG_ARGUMENTS, ids=" ".join)
-def test_wrong_arguments_end_with_one_line_and_code_2(run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = run("original_version_model", *arguments, "--output", tmp_path / "out")
+@pytest.mark.parametrize("words", WRONG_ARGUMENTS)
+def test_wrong_arguments_end_with_one_line_and_code_2(main, tmp_path: Path, words: str) -> None:
+    done = main(BASELINE, *words.split(), "--output", tmp_path / "out")
     assert done.code == 2
-    assert len(done.err.splitlines()) == 1 and arguments[0] in done.err, done.err
+    assert len(done.err.splitlines()) == 1 and words.split()[0] in done.err, done.err
     assert not (tmp_path / "out").exists()
 
 
-def test_openmp_does_not_wait_busily_for_long_unless_asked_for_anything() -> None:
+def test_openmp_does_not_wait_busily_for_long_unless_asked_for_anything(tmp_path: Path) -> None:
     """It is asked only before torch is loaded: so `common` comes before torch."""
+    assert os.environ.get("GOMP_SPINCOUNT") != "10000", "conftest has imported torch before common"
     names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-    code = f"import fast_model, os; print([os.environ.get(name) for name in {names}])"
-    unset = ("env", *(f"--unset={name}" for name in names))
-    assert run_command(*unset, "python", "-c", code, cwd=ROOT).out.strip() == "[None, '10000']"
-    asked = run_command(*unset, "OMP_WAIT_POLICY=ACTIVE", "python", "-c", code, cwd=ROOT)
-    assert asked.out.strip() == "['ACTIVE', None]", asked.err
-    loaded = run_command(*unset, "python", "-c", f"import torch, {code[7:]}", cwd=ROOT)
-    assert loaded.out.strip() == "[None, None]", loaded.err
+    (tmp_path / "torch.py").write_text(f"import os; print([os.environ.get(name) for name in {names}]); os._exit(0)")
+    start = ("env", *(f"--unset={name}" for name in names), f"PYTHONPATH={tmp_path}")
+    for asked, found in (((), "[None, '10000']"), (("OMP_WAIT_POLICY=ACTIVE",), "['ACTIVE', None]")):
+        done = run_command(*start, *asked, "python", "-uc", "import fast_model", cwd=ROOT)
+        assert done.out.strip() == found, done.err
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 def test_the_memory_of_large_tensors_is_kept_for_the_next_step() -> None:
-    code = (
-        "import resource, torch\n"
-        "from cifar10lab.devices.execution import process_settings\n"
-        "def faults():\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    for _ in range(20):\n"
-        "        torch.ones(2**24)\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "with process_settings(torch.device('cpu'), []):\n"
-        "    faults()\n"  # the heap grows until it has a gap for 64 MiB between what else lies there
-        "    print(faults(), end=' ')\n"
-        "print(faults())\n"
-    )
-    done = run_command("python", "-c", code, cwd=ROOT)
-    kept, afterwards = map(int, done.out.split())
-    assert kept < afterwards / 2, done.err
+    import resource
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with process_settings(torch.device("cpu"), []):
+        faults()  # the heap grows until it has a gap for 64 MiB between what else lies there
+        kept = faults()
+    assert kept < faults() / 2
 
 
-def test_a_spoilt_data_folder_ends_with_one_line_and_code_1(run, own_data_dir: Path, tmp_path: Path) -> None:
-    shutil.rmtree(own_data_dir / "train" / "frog")
-    done = run("original_version_model", "--output", tmp_path / "out", data_dir=own_data_dir)
-    assert done.code == 1
-    assert len(done.err.splitlines()) == 1 and "frog" in done.err
-
-
-@pytest.mark.parametrize("what", ["a file is in the way", pytest.param("no room for folders", marks=linux)])
-def test_an_output_folder_that_cannot_be_written_is_found_before_training(run, tmp_path: Path, what: str) -> None:
+def test_an_output_folder_that_cannot_be_written_is_found_before_training(main, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    output = tmp_path / "file" / "out" if what == "a file is in the way" else Path("/proc/out")
-    done = run("original_version_model", "--output", output)
+    done = main(BASELINE, "--output", tmp_path / "file" / "out")
     assert done.code == 1
-    assert len(done.err.splitlines()) == 1 and str(output) in done.err
+    assert len(done.err.splitlines()) == 1 and f"{tmp_path}/file" in done.err
     assert "epoch" not in done.out.replace("epochs=", "")
 
 
-def test_a_diverging_loss_stops_the_run_and_keeps_earlier_results(run, tmp_path: Path) -> None:
+def test_a_diverging_loss_stops_the_run_and_keeps_earlier_results(main, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run("original_version_model", "--epochs", 1, "--output", out).code == 0
+    assert main(BASELINE, "--epochs", 1, "--output", out).code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."}
-    done = run("original_version_model", "--lr", 1e9, "--output", out)
+    done = main(BASELINE, "--lr", 1e9, "--output", out)
     assert done.code == 1
     assert len(done.err.splitlines()) == 1 and "at epoch 1, step " in done.err
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.name in before} == before
 
 
-def test_a_model_that_does_not_fit_into_memory_is_one_line(run, tmp_path: Path) -> None:
-    done = run("resnet_model", "--width", 1_000_000, "--device", "cpu", "--output", tmp_path / "out")
+def test_a_model_that_does_not_fit_into_memory_is_one_line(main, tmp_path: Path) -> None:
+    done = main(STATED["resnet_model"], "--width", 1_000_000, "--output", tmp_path / "out")
     assert done.code == 1
     assert len(done.err.splitlines()) == 1, done.err
     assert "ResNet18 can't be made: " in done.err and "allocate memory" in done.err
 
 
-@pytest.mark.parametrize("command", ["inspect_weights.py", "resnet_model.py --data-dir"])
-def test_a_name_that_is_too_long_is_an_error_of_one_line(command: str, tmp_path: Path) -> None:
-    script, *flag = command.split()
-    done = run_command("python", ROOT / script, *flag, "x" * 300, cwd=tmp_path)
-    assert done.code == 1 and done.err.count("\n") == 1 and "File name too long" in done.err and "x" * 300 in done.err
+def test_a_name_that_is_too_long_is_an_error_of_one_line(main, inspect) -> None:
+    done = main(BASELINE, "--data-dir", "x" * 300)
+    for code, err in ((done.code, done.err), inspect("x" * 300)[::2]):
+        assert code == 1 and err.count("\n") == 1 and "File name too long" in err and "x" * 300 in err

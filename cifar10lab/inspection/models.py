@@ -21,7 +21,7 @@ from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import import_source, make_model
 from cifar10lab.models.trial import try_model
-from cifar10lab.settings.experiment import recorded_options
+from cifar10lab.settings.experiment import FIELDS
 from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
@@ -145,7 +145,7 @@ def model_of(run: dict) -> nn.Module:
     kind = getattr(import_source(source), name, None)
     if kind is None:
         raise UserError(f"{name} can't be made again: {source} has no such class")
-    model = make_model(kind, recorded_options(run["config"], kind))
+    model = make_model(kind, {name: value for name, value in run["config"].items() if name not in FIELDS})
     if any(map(is_lazy, model.parameters())):
         try_model(model, Execution(torch.device("cpu"), "fp32", "none"), sizes=[])
     return model
@@ -153,12 +153,12 @@ def model_of(run: dict) -> nn.Module:
 
 def known_models(weights: dict[str, Tensor]) -> list[nn.Module]:
     """This repository's models, as wide as the weights are: shapes without memory, since a file may claim any width."""
-    models = []
+    fast_net = import_source("fast_model.py").FastNet  # not from the top: scripts import this module
     with torch.device("meta"):
-        for model in (LeNet, ResNet18, import_source("fast_model.py").FastNet):  # scripts import this module
-            lengths = interface_of(model()).lengths.items()
-            told = {option: weights[name].shape[:1].numel() for option, name in lengths if name in weights}
-            models.append(model(**{option: length for option, length in told.items() if 0 < length < 10_000}))
+        models = [LeNet()]
+        for model, first in ((ResNet18, "conv1.weight"), (fast_net, "groups.0.conv1.weight")):
+            width = weights[first].shape[:1].numel() if first in weights else 0
+            models.append(model(width) if 0 < width < 10_000 else model())
     return models
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,6 @@ class Interface:
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
     # Called once before training with all training images, uint8 (N, 3, 32, 32), an image folder's class by class.
     initialise: Callable[[Tensor], None] = lambda images: None
-    # Options that the length of a weight tensor tells, for weights without their run: {"width": "conv1.weight"}.
-    lengths: Mapping[str, str] = field(default_factory=dict)
 
 
 def interface_of(model: nn.Module) -> Interface:

@@ -41,9 +41,7 @@ class ResNet18(nn.Module):
             raise ValueError("width must be a whole number of at least 1")
         # Convolutions of many channels are faster in channels_last. Below 16 channels, oneDNN's strided 1x1
         # convolutions write out of bounds in that layout (torch 2.14.1 on AVX-512): narrow models crash.
-        self.cifar10_interface = Interface(
-            channels_last=width >= 16, bf16=True, static_graph=True, lengths={"width": "conv1.weight"}
-        )
+        self.cifar10_interface = Interface(channels_last=width >= 16, bf16=True, static_graph=True)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
+from cifar10lab.terminal.arguments import flag_name
 from cifar10lab.terminal.errors import UserError, WrongOption, in_one_line
 
 HERE = Path(__file__).resolve().parents[2]  # where the scripts are
@@ -34,7 +37,7 @@ def source_of(model: type[nn.Module]) -> str | None:
     return file.relative_to(HERE).as_posix() if file.is_relative_to(HERE) else str(file)
 
 
-def import_source(source: str) -> ModuleType:
+def import_source(source: str) -> types.ModuleType:
     """The module that `source_of` names, imported if it isn't loaded already; UserError if that fails."""
     path = HERE / source  # an absolute path stays as it is
     name = str(path.with_suffix("")).replace(".", "_") if path.suffix == ".py" else source
@@ -61,12 +64,32 @@ def is_being_imported() -> bool:
     return any(frame.f_code.co_filename.startswith("<frozen importlib") for frame, _ in traceback.walk_stack(None))
 
 
-def make_model(model: type[nn.Module], options: Mapping[str, object]) -> nn.Module:
-    """`model(**options)`; a ValueError of its constructor becomes a WrongOption, any other error a UserError."""
+def option_kinds(model: type[nn.Module]) -> dict[str, type]:
+    """The type of each argument of the constructor: as annotated (int for `int | None`), otherwise its default's."""
     try:
-        return model(**options)
+        hints = typing.get_type_hints(model.__init__ if isinstance(model, type) else model)
+    except Exception:  # annotations may name what only a type checker imports
+        hints = {}
+    kinds = {}
+    for name, parameter in inspect.signature(model).parameters.items():
+        kind = hints.get(name, type(parameter.default))
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            kind = next(inner for inner in typing.get_args(kind) if inner is not type(None))
+        kind = typing.get_origin(kind) or kind
+        kinds[name] = kind if kind in (bool, int, float, str, tuple) else type(parameter.default)
+    return kinds
+
+
+def make_model(model: type[nn.Module], options: Mapping[str, object]) -> nn.Module:
+    """`model(**options)`, where lists, as JSON keeps tuples, become tuples again for arguments that are tuples.
+
+    A ValueError of the constructor becomes a WrongOption, any other error a UserError.
+    """
+    tuples = [name for name, kind in option_kinds(model).items() if kind is tuple and type(options.get(name)) is list]
+    try:
+        return model(**{**options, **{name: tuple(options[name]) for name in tuples}})
     except ValueError as error:
-        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+        given = " ".join(f"{flag_name(name)} {value}" for name, value in options.items())
         raise WrongOption(f"{model.__name__} with {given}: {error}") from error
     except Exception as error:
         raise UserError(f"{model.__name__} can't be made: {in_one_line(error)}") from error

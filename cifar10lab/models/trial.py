@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,50 +17,40 @@ def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest
     `smallest` is how many images a process has in the smallest step: if only one, the model is trained on one, too.
     Its weights and buffers stay; it is then on the device, in train mode, and its lazy layers have shapes.
     """
-    device, precision = execution.device, execution.precision
+    device = execution.device
     model.to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        attempt(model, torch.zeros(2, 3, 32, 32, device=device), precision, training=False)
-        with restored(model):
-            for size in sizes:
-                attempt(model, torch.zeros(2, 3, size, size, device=device), precision, training=True)
-            if smallest < 2:
-                attempt(model, torch.zeros(1, 3, sizes[-1], sizes[-1], device=device), precision, training=True)
+        attempt(model, execution, (2, 3, 32, 32), training=False)
+        parameters = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+        places = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
+        buffers = [(module, name, buffer, buffer.clone()) for module, name, buffer in places]
+        for size in sizes:
+            attempt(model, execution, (2, 3, size, size), training=True)
+        if smallest < 2:
+            attempt(model, execution, (1, 3, sizes[-1], sizes[-1]), training=True)
+    with torch.no_grad():
+        for parameter, value in parameters:
+            parameter.copy_(value)
+            parameter.grad = None
+        for module, name, buffer, value in buffers:
+            setattr(module, name, buffer.copy_(value))
     model.train()
 
 
-def attempt(model: nn.Module, images: Tensor, precision: str, training: bool) -> None:
-    """Forward, and backward if `training`, on `images` from 0 to 255. UserError if that fails or gives no logits."""
-    doing, name = "trained" if training else "tested", type(model).__name__
-    few = "" if len(images) > 1 else ", as some steps have with this --batch-size"
-    cant = f"{name} can't be {doing} on images {tuple(images.shape)}{few}"
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+def attempt(model: nn.Module, execution: Execution, shape: tuple[int, ...], training: bool) -> None:
+    """Forward, and backward if `training`, on black images (N, 3, H, W). UserError if that fails or gives no logits."""
+    device, count = execution.device, shape[0]
+    few = "" if count > 1 else ", as some steps have with this --batch-size"
+    cant = f"{type(model).__name__} can't be {'trained' if training else 'tested'} on images {shape}{few}"
     model.train(training)
     try:
         with torch.set_grad_enabled(training):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(model_input(images, interface_of(model)))
-            if isinstance(logits, Tensor) and logits.shape == (len(images), 10):
-                loss = F.cross_entropy(logits.float(), labels)
+            with torch.autocast(device.type, torch.bfloat16, enabled=execution.precision == "bf16"):
+                logits = model(model_input(torch.zeros(shape, device=device), interface_of(model)))
+            if isinstance(logits, Tensor) and logits.shape == (count, 10):
+                loss = F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device))
                 return loss.backward() if training else None
     except Exception as error:  # whatever a model may raise
         raise UserError(f"{cant}: {in_one_line(error)}") from error
     given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    raise UserError(f"{cant}: it makes {given} of them, not logits ({len(images)}, 10)")
-
-
-@contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """At the end, give parameters and buffers their values back, and set gradients to None."""
-    parameters = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
-    buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
-    values = [buffer.clone() for *_, buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in parameters:
-                parameter.copy_(value)
-                parameter.grad = None
-            for (module, name, buffer), value in zip(buffers, values, strict=True):
-                setattr(module, name, buffer.copy_(value))
+    raise UserError(f"{cant}: it makes {given} of them, not logits ({count}, 10)")

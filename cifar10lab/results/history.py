@@ -1,4 +1,4 @@
-"""What a run keeps of its epochs and steps."""
+"""What a run keeps of its epochs and steps, and its epochs and result in words."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
     """The first epoch with the best accuracy, and whether "validation" or "test" images chose it."""
     images = "validation" if "validation_accuracy" in history else "test"
     return history["epoch"][int(np.argmax(history[f"{images}_accuracy"]))], images
+
+
+def describe_epoch(row: dict[str, float], epochs: int, images: int) -> str:
+    """An ended epoch on one line: `row` is its part of the history, `images` is how many it trained on."""
+    validation = f"  validation accuracy {row['validation_accuracy']:.2f} %" if "validation_accuracy" in row else ""
+    return (
+        f"epoch {row['epoch']:3}/{epochs}  train loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}  "
+        f"train accuracy {row['train_accuracy']:.2f} %{validation}  test accuracy {row['test_accuracy']:.2f} %  "
+        f"{row['seconds']:.1f} s  {images / row['seconds']:.0f} images/s"
+    )
+
+
+def describe_result(result: dict) -> str:
+    """A run's accuracies in words that say which images chose its best epoch."""
+    last, best, epoch = (result[name] for name in ("final_test_accuracy", "best_test_accuracy", "best_epoch"))
+    mirrored = f" ({result['mirrored_test_accuracy']:.2f} % mirrored)" if "mirrored_test_accuracy" in result else ""
+    end = f"test accuracy {last:.2f} % at the end{mirrored}"
+    if result["best_epoch_chosen_on"] == "validation":
+        return f"{end}, {best:.2f} % in epoch {epoch}, chosen on validation images"
+    return f"{end}, {best:.2f} % at best (epoch {epoch})"

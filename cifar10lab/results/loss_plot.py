@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from cifar10lab.files.pictures import default_style, png
-from cifar10lab.results.descriptions import describe_result
+from cifar10lab.results.history import describe_result
 
 TEST, TRAIN = "#0072B2", "#D55E00"  # of Okabe and Ito's colours, which colour-blind readers can tell apart
 

@@ -7,9 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from cifar10lab.results.rows import NOT_COMPARED, REFERENCE, model_code, row_groups, row_key, settings_in_use
-
-ORIGINAL_RESULTS = ("last", "best", "best_epoch", "train_accuracy", "total_seconds", "hardware", "reported_only")
+from cifar10lab.results.rows import REFERENCE, model_code, row_key, settings_in_use
 
 
 def original_run(config: dict[str, object]) -> dict[str, object] | None:
@@ -21,8 +19,11 @@ def original_run(config: dict[str, object]) -> dict[str, object] | None:
     path = REFERENCE / "original.json"
     if not path.is_file():  # somebody has emptied modelset/
         return None
-    runs, wanted = json.loads(path.read_text(encoding="utf-8"))["runs"], settings_in_use(config)
-    return next((run for run in runs if settings_in_use(run, (*NOT_COMPARED, *ORIGINAL_RESULTS)) == wanted), None)
+    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+        settings = {name: run[name] for name in run.keys() & config.keys()}  # without its results
+        if settings_in_use(settings) == settings_in_use(config):
+            return run
+    return None
 
 
 def original_accuracy(config: dict[str, object]) -> str:
@@ -39,19 +40,28 @@ def reference_runs() -> dict[Path, dict]:
 
 
 def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
-    """Test accuracies at the end, in per cent, of the row of the reference's `runs` that `run` would belong to."""
-    key, code = row_key(run), model_code(run)
-    same = {path: other for path, other in runs.items() if row_key(other) == key}
-    same = {path: other for path, other in same.items() if not code or model_code(other) in ("", code)}
-    rows = [row for group in row_groups(same) for row in group]
-    row = max(rows, key=len, default=[])  # the same seed again on one core, say, is a row of its own
-    return [same[path]["result"]["final_test_accuracy"] for path in row]
+    """Test accuracies at the end, in per cent, of the reference's `runs` that differ from `run` by their seed alone.
+
+    Of several with the same seed the first is taken: the same again on one core, say, is in a folder further down.
+    """
+    key, code, accuracies = row_key(run), model_code(run), {}
+    for other in runs.values():
+        if row_key(other) == key and (not code or model_code(other) in ("", code)):
+            accuracies.setdefault(other["config"]["seed"], other["result"]["final_test_accuracy"])
+    return list(accuracies.values())
 
 
 def mean_text(values: list[float]) -> str:
     """As in "61.51 ± 1.30", the mean and the standard deviation; of a single value itself, of none nothing."""
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}" if values else ""
+
+
+def describe_seeds(records: list[dict]) -> str:
+    """Runs that differ by their seed, in words: "seeds 0, 1, 2: test accuracy 61.51 ± 1.30 % at the end"."""
+    seeds = ", ".join(str(record["config"]["seed"]) for record in records)
+    accuracies = [record["result"]["final_test_accuracy"] for record in records]
+    return f"seeds {seeds}: test accuracy {mean_text(accuracies)} % at the end"
 
 
 def beside_reference(run: dict[str, object]) -> str:

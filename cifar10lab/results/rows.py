@@ -14,11 +14,10 @@ UNRECORDED = {"optimizer": "sgd"}  # the value where a file lacks the setting; a
 NOT_COMPARED = ("seed", "precision")  # the precision used is compared, not the one asked for
 
 
-def settings_in_use(config: dict[str, object], without: tuple[str, ...] = NOT_COMPARED) -> dict[str, object]:
-    """A config without the names in `without`, and without settings that are 0 or off, or do nothing."""
-    without = without if config.get("augment") else (*without, *AUGMENTATION)
-    config = UNRECORDED | config
-    return {name: value for name, value in config.items() if name not in without and value}
+def settings_in_use(config: dict[str, object]) -> dict[str, object]:
+    """A config without NOT_COMPARED, and without settings that are 0 or off, or do nothing."""
+    without = NOT_COMPARED if config.get("augment") else (*NOT_COMPARED, *AUGMENTATION)
+    return {name: value for name, value in (UNRECORDED | config).items() if name not in without and value}
 
 
 def recorded(run: dict, record: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import subprocess
 from pathlib import Path
@@ -17,19 +18,17 @@ def code_record(settings: Settings) -> dict[str, object]:
     "commit" and "changed" are None where there is no git; "changed" is False without changes in Python files;
     "model_code" is of the script and of the model's file without comments and docstrings, None for a notebook's class.
     """
-    commit, changes = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", "*.py")
-    changed = short_hash(changes) if changes else False
-    git_record = {"commit": None, "changed": None} if commit is None else {"commit": commit.strip(), "changed": changed}
-    return {**git_record, "model_code": model_code(settings)}
+    record = {"commit": None, "changed": None}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # there is no git, or no repository
+        commit, changes = git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", "*.py")
+        record = {"commit": commit, "changed": short_hash(changes) if changes else False}
+    return record | {"model_code": model_code(settings)}
 
 
-def git(*words: str) -> str | None:
-    """What git prints of the repository; None if there is no git, or no repository."""
+def git(*words: str) -> str:
+    """What git prints of the repository."""
     command = ["git", "-C", str(HERE), *words]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout
 
 
 def model_code(settings: Settings) -> str | None:

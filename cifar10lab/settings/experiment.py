@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import inspect
 import json
 import math
 import operator
 import os
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +19,12 @@ from torch import nn
 from cifar10lab.data.loading import DATA_DIR
 from cifar10lab.devices.execution import device_name
 from cifar10lab.files.writing import expanded
-from cifar10lab.models.source import HERE, import_source
-from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter
+from cifar10lab.models.source import HERE, import_source, option_kinds
+from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, flag_name, number_within
 from cifar10lab.terminal.errors import WrongOption
 
-OPTIMIZERS = ("sgd", "adamw")  # torch's own
-SCHEDULES = ("constant", "cosine", "linear", "one-cycle")  # as `learning_rate` in schedule.py computes them
-PADDINGS = ("constant", "reflect")  # black, or the image mirrored
-FLIPS = ("random", "alternating")
-PRECISIONS = ("auto", "fp32", "bf16")
-DATASETS = ("auto", "cifar10", "synthetic")
 RESOLUTIONS_HELP = "training images' sizes, as 24,28,32, each for an equal part of the epochs; tested at 32"
+CUTOUT_HELP = "with --augment: side of a square without content; 0: none"
 VALIDATION_HELP = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
 
 
@@ -44,13 +36,25 @@ def image_sizes(text: str) -> str:
     return ",".join(map(str, sizes))
 
 
-def flag(help_text: str, default: object = dataclasses.MISSING, **limits: object) -> dataclasses.Field:
-    """A setting with a flag on the command line, and the limits within which `checked` accepts it.
+def flag(
+    help_text: str, read: Callable[[object], object], default: object = dataclasses.MISSING, **about: object
+) -> dataclasses.Field:
+    """A setting with a flag on the command line, of which `about` is what else argparse is told.
 
-    `limits`: `at_least` and `below` for numbers, `choices` for texts, or `parse`, a function that returns the value in
-    its own form or raises ValueError with the reason. `metavar` and `action` are argparse's.
+    `read` makes the setting's value of a flag's text or of a value from Python; any error of it says why it can't.
     """
-    return dataclasses.field(default=default, metadata={"help": help_text, **limits})
+    return dataclasses.field(default=default, metadata={"read": read, "flag": {"help": help_text, **about}})
+
+
+def choice(help_text: str, *choices: str | bool, **about: object) -> dataclasses.Field:
+    """A setting that is one of these values, by default the first."""
+
+    def read(value: object) -> str | bool:
+        if value not in choices:
+            raise ValueError(f"choose from {', '.join(map(str, choices))}")
+        return choices[choices.index(value)]  # not NumPy's
+
+    return flag(help_text, read, choices[0], **about or {"metavar": f"{{{','.join(choices)}}}"})
 
 
 @dataclass(frozen=True)
@@ -60,37 +64,34 @@ class Settings:
     experiment: str  # the script's name
     folder: str  # under modelset/
     model: type[nn.Module]  # takes float32 images (N, 3, 32, 32), gives logits (N, 10)
-    epochs: int = flag("passes over the training images", at_least=1, below=2**31)
-    lr: float = flag("learning rate; with one-cycle the highest", at_least=0)
-    momentum: float = flag("SGD's momentum, or AdamW's first beta", at_least=0, below=1)
-    batch_size: int = flag("images per step, over all GPUs and processes", at_least=1, below=2**31)
+    epochs: int = flag("passes over the training images", number_within(int, 1, 2**31))
+    lr: float = flag("learning rate; with one-cycle the highest", number_within(float, 0, math.inf))
+    momentum: float = flag("SGD's momentum, or AdamW's first beta", number_within(float, 0, 1))
+    batch_size: int = flag("images per step, over all GPUs and processes", number_within(int, 1, 2**31))
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)  # arguments of the model's constructor
-    optimizer: str = flag("torch.optim.SGD or AdamW", "sgd", choices=OPTIMIZERS)
-    nesterov: bool = flag("Nesterov's momentum, with SGD", False)
-    weight_decay: float = flag("L2 regularisation; as the optimizer defines it", 0.0, at_least=0)
-    schedule: str = flag("of the learning rate, over the run's epochs", "constant", choices=SCHEDULES)
-    resolutions: str = flag(RESOLUTIONS_HELP, "", parse=image_sizes, metavar="PIXELS")
-    label_smoothing: float = flag("part of each label that is shared by all classes", 0.0, at_least=0, below=1)
-    augment: bool = flag("random crop and horizontal flip", False)
-    crop_padding: int = flag("with --augment: how far crops are shifted", 4, at_least=0, below=32, metavar="PIXELS")
-    padding_mode: str = flag("with --augment: what a shifted crop shows beyond the image", "constant", choices=PADDINGS)
-    flips: str = flag("with --augment: by chance, or every image in every other epoch", "random", choices=FLIPS)
-    cutout: int = flag(
-        "with --augment: side of a square without content; 0: none", 0, at_least=0, below=64, metavar="PIXELS"
-    )
+    optimizer: str = choice("torch.optim.SGD or AdamW", "sgd", "adamw")
+    nesterov: bool = choice("Nesterov's momentum, with SGD", False, True, action=argparse.BooleanOptionalAction)
+    weight_decay: float = flag("L2 regularisation; as the optimizer defines it", number_within(float, 0, math.inf), 0.0)
+    schedule: str = choice("of the learning rate, over the run's epochs", "constant", "cosine", "linear", "one-cycle")
+    resolutions: str = flag(RESOLUTIONS_HELP, image_sizes, "", metavar="PIXELS")
+    label_smoothing: float = flag("part of each label that is shared by all classes", number_within(float, 0, 1), 0.0)
+    augment: bool = choice("random crop and horizontal flip", False, True, action=argparse.BooleanOptionalAction)
+    crop_padding: int = flag("with --augment: crops are shifted so far", number_within(int, 0, 32), 4, metavar="PIXELS")
+    padding_mode: str = choice("with --augment: beyond the image, black or the image mirrored", "constant", "reflect")
+    flips: str = choice("with --augment: by chance, or every image in every other epoch", "random", "alternating")
+    cutout: int = flag(CUTOUT_HELP, number_within(int, 0, 64), 0, metavar="PIXELS")
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
-    seed: int = flag("of the weights, the order of images, and dropout", 0, at_least=0, below=2**32)
-    validation_images: int = flag(VALIDATION_HELP, 0, at_least=0, below=2**31, metavar="N")
-    device: str = flag("auto, cpu, cuda, cuda:N or mps", "auto", parse=device_name)
-    precision: str = flag("auto: bf16 if the model gains from it on this device", "auto", choices=PRECISIONS)
-    dataset: str = flag("auto: CIFAR-10, or a synthetic stand-in where it can't be had", "auto", choices=DATASETS)
-    data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", DATA_DIR, parse=expanded, metavar="DIR")  # noqa: RUF009
-    output: Path | None = flag("folder of the results, if not under modelset/", None, parse=expanded, metavar="DIR")  # noqa: RUF009
-    resume: bool = flag("continue from the folder's checkpoint.pth", False, action="store_true")
+    seed: int = flag("of the weights, the order of images, and dropout", number_within(int, 0, 2**32), 0)
+    validation_images: int = flag(VALIDATION_HELP, number_within(int, 0, 2**31), 0, metavar="N")
+    device: str = flag("auto, cpu, cuda, cuda:N or mps", device_name, "auto")
+    precision: str = choice("auto: bf16 if the model gains from it on this device", "auto", "fp32", "bf16")
+    dataset: str = choice("auto: CIFAR-10, or a stand-in where it can't be had", "auto", "cifar10", "synthetic")
+    data_dir: Path = flag("where CIFAR-10 is, or is downloaded to", expanded, DATA_DIR, metavar="DIR")  # noqa: RUF009
+    output: Path | None = flag("the results' folder, if not under modelset/", expanded, None, metavar="DIR")  # noqa: RUF009
+    resume: bool = choice("continue from the folder's checkpoint.pth", False, True, action="store_true")
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-KINDS = typing.get_type_hints(Settings)
 # The settings that decide a run's result, in the order of loss.json and of folders' names; there, the model's own
 # options come after the first four.
 RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule", "precision", "epochs", "seed",
@@ -98,56 +99,44 @@ RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule
             "resolutions", "optimizer", "cutout")  # fmt: skip
 
 
-def options_of(settings: Settings) -> dict[str, object]:
-    """What the model's constructor gets: its defaults, as far as JSON can keep them, updated with `settings.options`.
+def model_options(model: type[nn.Module], given: Mapping[str, object]) -> dict[str, object]:
+    """All arguments of the model's constructor as JSON keeps them: its defaults, updated with those that are given.
 
-    Defaults that are named like a setting, such as `device`, are left out; WrongOption for such an option.
+    Defaults that JSON can't keep or that are named like a setting, such as `device`, are left out. WrongOption for such
+    ones among the given.
     """
-    if clash := KINDS.keys() & settings.options.keys():
-        raise WrongOption(f"{settings.model.__name__} can't have an option {min(clash)}: every run has such a setting")
-    defaults = {name: p.default for name, p in inspect.signature(settings.model).parameters.items()}
-    return {name: v for name, v in defaults.items() if name not in KINDS and is_json(v)} | dict(settings.options)
-
-
-def is_json(value: object) -> bool:
-    """Whether JSON can keep the value: a number, text or None; or lists, tuples and dictionaries of these."""
-    with contextlib.suppress(TypeError, ValueError):
-        return bool(json.dumps(value, allow_nan=False))
-    return False
-
-
-def option_kinds(model: type[nn.Module]) -> dict[str, type]:
-    """Each constructor argument's type: as annotated (int for `int | None`), otherwise its default's."""
-    try:
-        hints = typing.get_type_hints(model.__init__ if isinstance(model, type) else model)
-    except Exception:  # annotations may name what only a type checker imports
-        hints = {}
-    kinds = {}
-    for name, parameter in inspect.signature(model).parameters.items():
-        kind = hints.get(name, type(parameter.default))
-        if typing.get_origin(kind) in (typing.Union, types.UnionType):
-            kind = next(inner for inner in typing.get_args(kind) if inner is not type(None))
-        kind = typing.get_origin(kind) or kind
-        kinds[name] = kind if kind in (bool, int, float, str, tuple) else type(parameter.default)
-    return kinds
-
-
-def recorded_options(config: Mapping[str, object], model: type[nn.Module]) -> dict[str, object]:
-    """The model's options in a run's `config`; JSON's lists become tuples where the constructor takes tuples."""
-    kinds, options = option_kinds(model), {name: value for name, value in config.items() if name not in KINDS}
-    tuples = [name for name, value in options.items() if isinstance(value, list) and kinds.get(name) is tuple]
-    return options | {name: tuple(options[name]) for name in tuples}
+    if clash := FIELDS.keys() & given.keys():
+        raise WrongOption(f"{model.__name__} can't have an option {min(clash)}: every run has such a setting")
+    defaults = {name: p.default for name, p in inspect.signature(model).parameters.items() if name not in FIELDS}
+    options = {}
+    for name, value in (defaults | dict(given)).items():
+        try:  # NumPy's numbers become Python's
+            options[name] = json.loads(json.dumps(value, allow_nan=False, default=operator.methodcaller("item")))
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            if name in given:
+                can_be = "options are finite numbers, texts or truth values"
+                raise WrongOption(f"{flag_name(name)} can't be {value}: {can_be}") from error
+    return options
 
 
 def config_of(settings: Settings) -> dict[str, object]:
     """The settings that decide a run's result, as in `loss.json`; WrongOption for options that JSON can't keep."""
     values = {name: getattr(settings, name) for name in RECORDED}
     first = {name: values.pop(name) for name in RECORDED[:4]}
-    config = {"model": settings.model.__name__, **first, **options_of(settings), **values}
-    try:  # NumPy's numbers become Python's
-        return json.loads(json.dumps(config, allow_nan=False, default=operator.methodcaller("item")))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise WrongOption(f"a model's options must be finite numbers, texts or truth values: {error}") from error
+    return {"model": settings.model.__name__, **first, **model_options(settings.model, settings.options), **values}
+
+
+def differences(config: dict[str, object], other: dict[str, object]) -> dict[str, object]:
+    """The settings in `config` that differ from `other`. Absent ones have their default; 0, off and None are alike."""
+    defaults = {name: FIELDS[name].default for name in RECORDED if FIELDS[name].default is not dataclasses.MISSING}
+    config, other = config | defaults | config, defaults | other  # in the order of `config`
+    return {name: value for name, value in config.items() if (other.get(name) or None) != (value or None)}
+
+
+def describe(config: dict[str, object]) -> str:
+    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
+    texts = {name: str(v).removesuffix(".0") if isinstance(v, float) else v for name, v in config.items()}
+    return ",".join(f"{name}={text}" for name, text in texts.items())
 
 
 def checked(settings: Settings) -> Settings:
@@ -155,35 +144,22 @@ def checked(settings: Settings) -> Settings:
 
     WrongOption that names a setting beyond its limits. The command line's settings and a notebook's come here alike.
     """
-    values = {name: checked_value(name, getattr(settings, name)) for name, field in FIELDS.items() if field.metadata}
-    if values["nesterov"] and not values["momentum"]:
-        raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
-    if values["nesterov"] and values["optimizer"] != "sgd":
-        raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
-    if values["cutout"] and not values["augment"]:
-        raise WrongOption("--cutout needs --augment")
+    values = {"options": model_options(settings.model, settings.options)}
+    for name, field in FIELDS.items():
+        value = getattr(settings, name)
+        if field.metadata and value is not field.default:
+            try:
+                values[name] = field.metadata["read"](value)
+            except (AttributeError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
+                raise WrongOption(f"{flag_name(name)} can't be {str(value)!r}: {error}") from error
     settings = dataclasses.replace(settings, **values)
-    config = config_of(settings)
-    return dataclasses.replace(settings, options=recorded_options(config, settings.model))
-
-
-def checked_value(name: str, value: object) -> object:
-    """A setting's value in the setting's type; WrongOption if it is beyond the setting's limits."""
-    limits, kind = FIELDS[name].metadata, KINDS[name]
-    try:
-        if "parse" in limits:
-            return None if value is None else limits["parse"](value)
-        typed = kind(value)
-        if typed != value:
-            raise ValueError(f"it is no {kind.__name__}")
-        if typed not in limits.get("choices", [typed]):
-            raise ValueError(f"choose from {', '.join(limits['choices'])}")
-        low, high = limits.get("at_least", -math.inf), limits.get("below", math.inf)
-        if kind in (int, float) and not low <= typed < high:
-            raise ValueError(f"at least {low}" if high == math.inf else f"at least {low} and below {high}")
-        return typed
-    except (TypeError, ValueError) as error:
-        raise WrongOption(f"--{name.replace('_', '-')} can't be {str(value)!r}: {error}") from error
+    if settings.nesterov and not settings.momentum:
+        raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
+    if settings.nesterov and settings.optimizer != "sgd":
+        raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
+    if settings.cutout and not settings.augment:
+        raise WrongOption("--cutout needs --augment")
+    return settings
 
 
 class ScriptsParser(ArgumentParser):
@@ -194,44 +170,31 @@ class ScriptsParser(ArgumentParser):
 
 
 def parse_arguments(stated_settings: Settings, description: str | None) -> list[Settings]:
-    """The stated settings with the command line's changes, once for each seed; `checked` is still to see them.
-
-    WrongOption for arguments that can't be read.
-    """
-    parser, options = ScriptsParser(description=description, formatter_class=HelpFormatter), options_of(stated_settings)
-    model = stated_settings.model
+    """The stated settings with the command line's changes, checked, once for each seed; WrongOption if it can't be."""
+    parser, model = ScriptsParser(description=description, formatter_class=HelpFormatter), stated_settings.model
+    options, kinds = model_options(model, stated_settings.options), option_kinds(model)
     either = parser.add_mutually_exclusive_group()
     for name, field in FIELDS.items():
-        if field.metadata:
-            add_flag(either if name == "seed" else parser, name, KINDS[name], field.metadata)
+        if field.metadata:  # whose "read" is left to `checked`
+            (either if name == "seed" else parser).add_argument(flag_name(name), **field.metadata["flag"])
     several = "several runs, one after another: 3 for the seeds 0, 1 and 2, or a list as 0,3,7"
     either.add_argument("--seeds", type=seed_list, default=argparse.SUPPRESS, help=several)
     own = parser.add_argument_group(model.__name__, inspect.cleandoc(model.__doc__ or ""))
-    kinds = option_kinds(model)
     for name, value in options.items():
         kind = kinds.get(name, type(value))
         if kind in (bool, int, float, str):
-            add_flag(own, name, kind, {"help": "of the model"})
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+            own.add_argument(flag_name(name), **how, help="of the model")
     parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
     parser.set_defaults(**vars(stated_settings) | options)
     values = vars(parser.parse_args())
     del values["local_rank"]
     seeds = values.pop("seeds", None)
-    settings = Settings(**values | {"options": {name: values.pop(name) for name in options}})
+    settings = checked(Settings(**values | {"options": {name: values.pop(name) for name in options}}))
     if seeds is None:
         return [settings]
-    output = settings.output and expanded(settings.output)
+    output = settings.output
     return [dataclasses.replace(settings, seed=seed, output=output and output / f"seed={seed}") for seed in seeds]
-
-
-def add_flag(parser: argparse._ActionsContainer, name: str, kind: Callable, about: Mapping[str, object]) -> None:
-    """Add the flag of a setting or a model's option; `about` is the metadata that `flag` makes. `checked` limits it."""
-    how: dict[str, object] = {"type": str if "parse" in about else kind, "metavar": about.get("metavar")}
-    if "choices" in about:
-        how["metavar"] = f"{{{','.join(about['choices'])}}}"
-    if kind is bool:
-        how = {"action": about.get("action", argparse.BooleanOptionalAction)}
-    parser.add_argument(f"--{name.replace('_', '-')}", **how, help=about["help"])
 
 
 def seed_list(text: str) -> list[int]:
@@ -250,6 +213,4 @@ def settings_of_script(experiment: str) -> Settings | None:
     """
     if not os.path.isfile(HERE / f"{experiment}.py"):
         return None
-    settings = getattr(import_source(f"{experiment}.py"), "SETTINGS", None)
-    # By name, since a notebook may have reloaded the class.
-    return settings if type(settings).__name__ == Settings.__name__ else None
+    return getattr(import_source(f"{experiment}.py"), "SETTINGS", None)

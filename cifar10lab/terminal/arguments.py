@@ -19,14 +19,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows each default, and the script's docstring as it stands."""
 
 
-def number_within(kind: type, at_least: float, below: float) -> Callable[[str], float]:
-    """An argparse type: an int or float from `at_least` up to, but not including, `below`."""
+def flag_name(name: str) -> str:
+    """ "batch_size" -> "--batch-size"."""
+    return f"--{name.replace('_', '-')}"
 
-    def parse(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if at_least <= kind(text) < below:
-                return kind(text)
+
+def number_within(kind: type, at_least: float, below: float) -> Callable[[object], float]:
+    """An argparse type, also for numbers: an int or float from `at_least` up to, but not including, `below`."""
+
+    def read(value: object) -> float:
+        with contextlib.suppress(OverflowError, TypeError, ValueError):
+            number = kind(value)
+            if at_least <= number < below and number == float(value):
+                return number
         what, limit = "whole number" if kind is int else "number", f" and below {below}" if below < math.inf else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} of at least {at_least}{limit}")
+        raise argparse.ArgumentTypeError(f"expected a {what} of at least {at_least}{limit}")
 
-    return parse
+    return read
