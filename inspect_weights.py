@@ -36,7 +36,7 @@ from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10, load_
 from cifar10lab.files.pictures import default_style, png, write_picture
 from cifar10lab.files.writing import expanded
 from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
-from cifar10lab.inspection.photos import ROWS, draw_classified, read_photo
+from cifar10lab.inspection.photos import draw_classified, read_photo
 from cifar10lab.inspection.weights import read_weights
 from cifar10lab.results.rows import REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -44,6 +44,7 @@ from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
+DRAWN = 10  # pictures in classified.png
 
 
 def picture_folder(path: Path, output: Path | None) -> Path:
@@ -235,9 +236,10 @@ def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
     for name, row in zip(names, probabilities, strict=True):
         lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
     print_table(lines)
-    if len(photos) > ROWS:
-        print(f"classified.png shows the first {ROWS} of the {len(photos)} pictures")
-    picture(folder / "classified.png", draw_classified, names, list(photos.values()), probabilities)
+    if len(photos) > DRAWN:
+        print(f"classified.png shows the first {DRAWN} of the {len(photos)} pictures")
+    shown = names[:DRAWN], list(photos.values())[:DRAWN], probabilities[:DRAWN]
+    picture(folder / "classified.png", draw_classified, *shown)
     return len(photos) == len(set(paths))
 
 

@@ -13,7 +13,6 @@ from cifar10lab.data.loading import CLASSES
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.terminal.errors import UserError
 
-ROWS = 10  # pictures in classified.png
 DRAWN_PIXELS = 400  # of a drawn picture's longer side, at most
 
 
@@ -54,16 +53,12 @@ def on_white(image: Image.Image) -> Image.Image:
 
 @default_style()
 def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> bytes:
-    """A row per picture, the first `ROWS` of them: itself, its 32x32 pixels, and the classes' probabilities.
-
-    `photos` as `read_photo` gives them; probabilities float32 (N, 10).
-    """
+    """A row per picture, as `read_photo` gives it: itself, its 32x32 pixels, and its probabilities, float32 (N, 10)."""
     from matplotlib.figure import Figure
 
-    rows = min(ROWS, len(names))
-    figure = Figure(figsize=(9.2, 2.6 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
-    for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=False):
+    figure = Figure(figsize=(9.2, 2.6 * len(names) + 0.4), layout="constrained")
+    grid = figure.subplots(len(names), 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
+    for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=True):
         for axes, picture in zip((left, middle), pictures, strict=True):
             axes.imshow(picture)
             axes.axis("off")

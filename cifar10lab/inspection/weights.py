@@ -87,8 +87,7 @@ def choose_weights(found: dict[str, dict[str, object]], key: str | None, path: P
 
     listed = ", ".join(found)
     if key is not None and key not in found:
-        there = f"expected one of {listed}" if listed else "expected no --key, since it holds one state dict only"
-        raise UserError(f"{path} has no weights under {key}: {there}")
+        raise UserError(f"{path} has no weights under {key}: expected {listed or 'no --key'}")
     chosen = min(found, key=unlikely) if key is None else key
     if key is None and len(found) > 1:
         print(f"{path} holds several networks ({listed}): taking {chosen}, --key takes another", file=sys.stderr)
