@@ -50,14 +50,7 @@ from cifar10lab.devices.execution import (
     start_execution,
     tiny_steps,
 )
-from cifar10lab.devices.processes import (
-    all_reduce,
-    from_rank_0,
-    is_first_report,
-    launch_note,
-    note_launch,
-    share_buffers,
-)
+from cifar10lab.devices.processes import all_reduce, from_rank_0, is_first_report, share_buffers
 from cifar10lab.files.earlier import RESULTS, code_of_results, move_earlier
 from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
@@ -118,11 +111,6 @@ class Training:
     network: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
 
-    @property
-    def interface(self) -> Interface:
-        """What the model says of itself."""
-        return interface_of(self.model)
-
 
 @dataclass(frozen=True)
 class State:
@@ -140,7 +128,7 @@ class State:
     history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
     steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
     best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    parts: list[dict] = dataclasses.field(default_factory=list)  # the earlier ones, as `parts_so_far` makes them
+    parts: list[dict] = dataclasses.field(default_factory=list)  # up to the last start, as `parts_so_far` makes them
     mirrored_test_accuracy: float | None = None  # at the end of a run with `augment`
 
 
@@ -169,7 +157,7 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
         record = run_record(training, state)
         if is_rank_0:
             write_results(training, record, state.best_model)
-            note_launch(training.execution.store, training.folder, "finished")
+            training.execution.store.add(f"{training.folder} finished", 1)
             sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # its first line, once more
     return record
 
@@ -187,8 +175,7 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     config, model = config_of(settings), build_model(settings)
     interface = interface_of(model)
     execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
-    same = torch.tensor(int(from_rank_0(config) == config))
-    if all_reduce(same) < execution.world_size:
+    if all_reduce(torch.tensor(int(config != from_rank_0(config)))):
         raise UserError("the processes of a group train one model together: all must be given the same settings")
     data, warning = from_rank_0(load_run_data(settings, execution) if execution.rank == 0 else None)
     data = hold_out(data, settings.validation_images)
@@ -235,66 +222,57 @@ def announce(training: Training) -> None:
     print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
     if execution.parallel == "DistributedDataParallel":
         print(f"data, checkpoints and results are those of {platform.node()}, where rank 0 is: {training.folder}")
-    if training.settings.data_parallel and execution.parallel == "none":
-        print("no more than one GPU to use: training without DataParallel")
 
 
 # --- Begun or resumed -------------------------------------------------------------------------
 
 
 def saved_run(training: Training) -> dict | None:
-    """The folder's checkpoint, or the record of its finished run; None to start at the beginning. Prints which.
+    """The checkpoint to continue from, or the record of a run that has finished; None to start at the beginning.
 
-    Continues with `--resume`, or when torchrun has restarted the processes; otherwise sets a checkpoint aside.
-    UserError if the checkpoint or record is damaged or has other settings.
+    The first two only with `--resume`, or when torchrun has restarted the processes; otherwise a checkpoint is set
+    aside. Prints which. UserError if what is saved is damaged or of other settings.
     """
-    path, resume, restarted = training.folder / "checkpoint.pth", training.settings.resume, training.execution.restarted
-    note = launch_note(training.execution.store, training.folder)
+    folder, resume, execution = training.folder, training.settings.resume, training.execution
+    path, results = folder / "checkpoint.pth", [folder / name for name in RESULTS if name != "loss.png"]
+    # torchrun's store outlives the processes that it restarts.
+    begun = execution.store.add(f"{folder} begun", 1) > 1
+    finished = execution.store.add(f"{folder} finished", 0) > 0
+    if not (resume or execution.restarted or begun):
+        if path.is_file():
+            kept = move_earlier(folder, path.name)
+            print(f"{path}, of an interrupted run that --resume would continue, is now in {kept}: starting afresh")
+        return None
+    if not path.is_file() and (resume or finished) and all(result.is_file() for result in results):
+        path = folder / "loss.json"
     if not path.is_file():
-        if resume or note == "finished":
-            return finished_run(training)
-        if restarted or note:
-            print(f"started again, but on {platform.node()} there is no {path}: starting at the beginning")
+        print(f"there is no checkpoint in {folder} on {platform.node()}: starting at the beginning")
         return None
-    if not (resume or restarted or note):
-        kept = move_earlier(training.folder, path.name)
-        print(f"{path} is of an interrupted run, which --resume would continue. Starting afresh; it is now in {kept}.")
-        return None
-    checkpoint = read_checkpoint(path)
-    check_same_run(checkpoint, training, path)
-    precision = f" in {checkpoint['parts'][-1]['environment']['precision']}" if checkpoint["parts"] else ""
-    print(f"resuming at epoch {checkpoint['epoch']}, step {checkpoint['step']}{precision}")
-    if checkpoint["code"] != training.code:
+    saved = read_saved(path)
+    check_same_run(saved, training, path)
+    if "result" in saved:
+        print(f"this run has finished, {describe_result(saved['result'])}: {folder}")
+        return saved
+    precision = f" in {saved['parts'][-1]['environment']['precision']}" if saved["parts"] else ""
+    print(f"resuming at epoch {saved['epoch']}, step {saved['step']}{precision}")
+    if saved["code"] != training.code:
         print("note: the code has changed since; loss.json will say which part is of which")
-    return checkpoint
+    return saved
 
 
-def finished_run(training: Training) -> dict | None:
-    """The record of the folder's finished run, None without one; UserError if it has other settings."""
-    folder, path = training.folder, training.folder / "loss.json"
-    if not all((folder / name).is_file() for name in ("best_model.pth", "model.pth", "loss.json")):
-        print(f"no checkpoint in {folder}: starting at the beginning")
-        return None
+def read_saved(path: Path) -> dict:
+    """What a `checkpoint.pth` or `loss.json` holds; UserError if it is damaged or neither of these scripts."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_same_run(record, training, path)
-        print(f"this run has finished, {describe_result(record['result'])}: {folder}")
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is no result of these scripts: give another --output") from error
-    return record
-
-
-def read_checkpoint(path: Path) -> dict:
-    """What a `checkpoint.pth` holds; UserError if it is damaged or no checkpoint of these scripts."""
-    checkpoint = read_torch(path)
-    needed = {"config", "code", "dataset", "model", "optimizer", *vars(State())}
-    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        raise UserError(f"{path} is no checkpoint of these scripts")
-    return checkpoint
+        saved = read_torch(path) if path.suffix == ".pth" else json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict) or not {"config", "started", "code", "dataset"} <= saved.keys():
+        raise UserError(f"{path} is damaged, or of other scripts: give another --output, or start without --resume")
+    return saved
 
 
 def check_same_run(saved: dict, training: Training, path: Path) -> None:
-    """UserError if settings or data differ from those of `saved`, a checkpoint or a run's record; it lists them.
+    """UserError that lists how settings or data differ from those of `saved`, a checkpoint or a run's record.
 
     A checkpoint may be given more epochs if neither the learning rate nor the images' size depends on their number.
     """
@@ -304,14 +282,9 @@ def check_same_run(saved: dict, training: Training, path: Path) -> None:
     if independent and settings.epochs >= before["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
     texts = [f"{name} {before.get(name)} -> {value}" for name, value in changed.items()]
-    data, before = dataset_record(training.data), saved["dataset"]
-    if "checksum" in before:  # the images and their order count, not the files that they are in
-        data, before = ({"images": record["source"], "checksum": record["checksum"]} for record in (data, before))
-        same = data["checksum"] == before["checksum"]
-        texts += [] if same else [f"other images or in another order: {before['images']} -> {data['images']}"]
-    else:
-        data.pop("checksum")
-        texts += [f"{name} {before.get(name)} -> {value}" for name, value in data.items() if before.get(name) != value]
+    data, before = training.data, saved["dataset"]
+    if data.checksum != before.get("checksum"):
+        texts.append(f"other images or in another order: {before['source']} -> {data.source}")
     if texts:
         raise UserError(
             f"{path} is of other settings ({', '.join(texts)}): give the same ones, or start without --resume"
@@ -325,20 +298,13 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     if checkpoint and checkpoint["parts"]:
         precision = checkpoint["parts"][-1]["environment"]["precision"]
     execution = dataclasses.replace(execution, precision=precision)
-    if execution.rank == 0:
-        note_launch(execution.store, training.folder, "begun")
-    model, interface = to_device(training.model, execution.device), training.interface
+    model, interface = to_device(training.model, execution.device), interface_of(training.model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(trained, settings)
     for group in optimizer.param_groups:
         group["lr_ratio"] = float(group["lr"]) / settings.lr if settings.lr else 0.0
-    if settings.lr and all(group["lr_ratio"] != 1 for group in optimizer.param_groups) and execution.rank == 0:
-        ratios = ", ".join(f"{group['lr_ratio']:g}" for group in optimizer.param_groups)
-        print(f"the optimizer's own learning rates are --lr times {ratios}, and stay so under every schedule")
-    arrays = {
-        name: value.to(execution.device) for name, value in vars(training.data).items() if isinstance(value, Tensor)
-    }
-    data = dataclasses.replace(training.data, **arrays)
+    tensors = {name: value for name, value in vars(training.data).items() if isinstance(value, Tensor)}
+    data = dataclasses.replace(training.data, **{name: value.to(execution.device) for name, value in tensors.items()})
     network = parallel_network(InPrecision(model, execution.precision), execution, interface.static_graph)
     started = checkpoint["started"] if checkpoint else training.started
     made = {"execution": execution, "data": data, "network": network, "optimizer": optimizer}
@@ -363,12 +329,9 @@ def continue_from(training: Training, checkpoint: dict) -> State:
     """Load a checkpoint's states into model and optimizer; returns the `State` from which training goes on."""
     training.model.load_state_dict(checkpoint["model"])
     training.optimizer.load_state_dict(checkpoint["optimizer"])
-    state = State(**{name: checkpoint[name] for name in vars(State()) if name in checkpoint})
-    now = {"environment": environment_in_use(training), "code": training.code}
-    same = state.parts and now.items() <= state.parts[-1].items()
+    state = State(**{name: checkpoint[name] for name in vars(State())})
     # Losses on disk are sums over all processes: rank 0 goes on with them, the others with 0.
-    losses = state.losses if training.execution.rank == 0 else torch.zeros_like(state.losses)
-    return dataclasses.replace(state, losses=losses, parts=state.parts[:-1] if same else state.parts)
+    return state if training.execution.rank == 0 else dataclasses.replace(state, losses=torch.zeros_like(state.losses))
 
 
 # --- Trained: epochs, steps, tests ------------------------------------------------------------
@@ -454,7 +417,7 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
         if settings.augment:
             padded = pad(images, settings.crop_padding, settings.padding_mode)
             images = augment(padded, shifts[:, positions], flips[positions])
-        images = model_input(images, training.interface)
+        images = model_input(images, interface_of(training.model))
         if settings.cutout:
             images = cut_out(images, centres[:, positions], settings.cutout)
         images = scaled(images, resolution(settings, epoch))
@@ -511,17 +474,14 @@ def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str
     data, some = training.data, evaluated_images(training.data)
     seed_generators(mixed_seed(training.settings.seed, state.epoch, training.execution.rank, 2))
     share_buffers(training.model)  # those of rank 0 are saved
-    _, train_accuracy = evaluate(training, data.train_images[some], data.train_labels[some])
-    test_loss, test_accuracy = evaluate(training, data.test_images, data.test_labels)
-    check_finite(torch.tensor(test_loss), state.epoch, state.step - 1)
-    train_loss, rate = losses.sum().item() / len(data.train_labels), learning_rate(training.settings, state.epoch)
-    row = (state.epoch, train_loss, train_accuracy, test_loss, test_accuracy, rate, state.seconds)
-    validation = {}
-    if len(data.validation_labels):
-        loss, accuracy = evaluate(training, data.validation_images, data.validation_labels)
-        check_finite(torch.tensor(loss), state.epoch, state.step - 1)
-        validation = {"validation_loss": loss, "validation_accuracy": accuracy}
-    return dict(zip(HISTORY, row, strict=True)) | validation
+    row = {"epoch": state.epoch, "train_loss": losses.sum().item() / len(data.train_labels)}
+    _, row["train_accuracy"] = evaluate(training, data.train_images[some], data.train_labels[some])
+    for part in ("test", "validation"):
+        images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
+        if len(labels):
+            row[f"{part}_loss"], row[f"{part}_accuracy"] = evaluate(training, images, labels)
+            check_finite(torch.tensor(row[f"{part}_loss"]), state.epoch, state.step - 1)
+    return row | {"learning_rate": learning_rate(training.settings, state.epoch), "seconds": state.seconds}
 
 
 def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
@@ -537,7 +497,7 @@ def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool 
             check_signals(training)
             share = batch.tensor_split(execution.world_size)[execution.rank]
             views = [images[share], images[share].flip(3)] if mirrored else [images[share]]
-            logits = sum(network(model_input(view, training.interface)) for view in views) / len(views)
+            logits = sum(network(model_input(view, interface_of(training.model))) for view in views) / len(views)
             loss = F.cross_entropy(logits, labels[share], reduction="sum")
             sums.append(torch.stack([loss, logits.argmax(1).eq(labels[share]).sum()]))
         loss, correct = all_reduce(torch.stack(sums)).double().sum(0).tolist()
@@ -551,11 +511,7 @@ def evaluated_images(data: Data) -> slice:
 
 def check_signals(training: Training) -> None:
     """Raise Interrupted if a signal has arrived in any process: all of them stop after the same step."""
-    number = max(training.signals, default=0)
-    if training.execution.world_size > 1:
-        numbers = torch.tensor(number)
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
-        number = int(numbers)
+    number = int(all_reduce(torch.tensor(max(training.signals, default=0)), dist.ReduceOp.MAX))
     if number:
         raise Interrupted(number)
 
@@ -587,8 +543,8 @@ def next_epoch(training: Training, state: State, losses: Tensor, row: dict[str, 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU, named as without `torch.compile`."""
-    weights = {plain_name(name): value for name, value in model.state_dict().items()}
-    return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in weights.items()}
+    state = model.state_dict().items()
+    return {plain_name(name): v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in state}
 
 
 def save_state(training: Training, state: State) -> None:
@@ -612,17 +568,13 @@ def record_head(training: Training) -> dict[str, object]:
 def parts_so_far(training: Training, state: State) -> list[dict]:
     """The run's parts, more than one if it was resumed in another environment or by other code."""
     count, history, size = len(training.data.train_labels), state.history, training.settings.batch_size
-    images = count * len(history["epoch"]) + min(state.step * size, count)
-    images -= sum(part["images"] for part in state.parts)
-    seconds = sum(history["seconds"]) + state.seconds - sum(part["seconds"] for part in state.parts)
-    part = {"environment": environment_in_use(training), "code": training.code, "images": images, "seconds": seconds}
-    return [*state.parts, part] if images else state.parts
-
-
-def environment_in_use(training: Training) -> dict[str, object]:
-    """The environment's record, with the number of threads that the run's steps use."""
-    with tiny_steps(training.settings.batch_size):
-        return environment_record(training.execution)
+    with tiny_steps(size):  # the environment has the number of threads that the steps use
+        part = {"environment": environment_record(training.execution), "code": training.code}
+    goes_on = state.parts and part.items() <= state.parts[-1].items()
+    earlier = state.parts[:-1] if goes_on else state.parts
+    images = count * len(history["epoch"]) + min(state.step * size, count) - sum(it["images"] for it in earlier)
+    seconds = sum(history["seconds"]) + state.seconds - sum(it["seconds"] for it in earlier)
+    return [*earlier, part | {"images": images, "seconds": seconds}] if images else earlier
 
 
 def run_record(training: Training, state: State) -> dict:
@@ -679,10 +631,8 @@ def main(stated_settings: Settings, description: str | None) -> None:
         records = [run(settings, stated_settings) for settings in all_settings]
         if len(records) > 1 and os.environ.get("RANK", "0") == "0":
             print(f"\n{describe_seeds(records)}{beside_reference(records[0])}")
-    except WrongOption as error:
-        fail(f"{Path(sys.argv[0]).name}: error: {error}", 2)
     except UserError as error:
-        fail(f"error: {error}")
+        fail(f"error: {error}", 2 if isinstance(error, WrongOption) else 1)
     except Interrupted as interruption:
         command = shlex.join(["python", *(word for word in sys.argv if word != "--resume"), "--resume"])
         if dist.is_torchelastic_launched():
@@ -694,9 +644,7 @@ def main(stated_settings: Settings, description: str | None) -> None:
         end_by_signal(signal.SIGINT)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
-            sizes = [name for name, value in all_settings[0].options.items() if type(value) is int]
-            flags = " or ".join(f"--{name.replace('_', '-')}" for name in ["batch_size", *sizes])
-            fail(f"error: there is not enough memory: try a smaller {flags}")
+            fail("error: there is not enough memory: try a smaller --batch-size or model")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
             fail("error: the connection to another process is lost; its own message says why")
         raise

@@ -154,7 +154,8 @@ def test_mirrored_accuracy_is_that_of_the_mean_logits(tmp_path: Path) -> None:
     images, labels = run.data.test_images, run.data.test_labels
     run.model.eval()
     with torch.inference_mode():
-        views = (run.model(common.model_input(view, run.interface)) for view in (images, images.flip(3)))
+        interface = common.interface_of(run.model)
+        views = (run.model(common.model_input(view, interface)) for view in (images, images.flip(3)))
         logits = sum(views) / 2
     result = common.run_record(run, state)["result"]
     assert result["mirrored_test_accuracy"] == pytest.approx(100 * logits.argmax(1).eq(labels).float().mean().item())

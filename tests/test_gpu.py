@@ -12,7 +12,7 @@ from common import Execution
 
 import pytest
 import torch
-from conftest import ROOT, read_run, run_command, small_data
+from conftest import ROOT, prepared, read_run, run_command, small_data
 from torch import nn
 
 from cifar10lab.devices.execution import Graphed
@@ -39,9 +39,8 @@ STEPS = {  # 20 in two epochs of 800 images, at rates at which weights move and 
 def prepare(
     settings: common.Settings, device: str, precision: str = "fp32", parallel: str = "none", images: int = 512
 ) -> common.Training:
-    execution, folder = Execution(torch.device(device), precision, parallel), Path(tempfile.mkdtemp())
-    training = common.Training(settings, execution, small_data(images), common.build_model(settings), folder)
-    return common.ready_to_train(training)
+    execution = Execution(torch.device(device), precision, parallel)
+    return prepared(settings, small_data(images), Path(tempfile.mkdtemp()), execution)
 
 
 def train(*arguments: object, **options: object) -> tuple[dict, dict]:

@@ -1,24 +1,50 @@
-"""Nothing is lost: resuming, signals, kills, full disks, two runs at once, hostile checkpoints."""
+"""Nothing is lost: signals, kills, restarts, full disks, damaged files, two runs at once, finished ones."""
 
+import dataclasses
 import functools
+import io
 import os
 import pickle
 import resource
 import shutil
 import signal
 import subprocess
+from datetime import datetime
 from pathlib import Path
+
+import common
 
 import pytest
 import torch
-from conftest import At, Command, at, read_run, same_weights, wait_for, wait_until, without_times
+import torch.distributed as dist
+from conftest import (
+    At,
+    Command,
+    at,
+    prepared,
+    read_run,
+    same_losses,
+    same_weights,
+    small_data,
+    wait_for,
+    wait_until,
+    without_times,
+)
 
+from cifar10lab.data.loading import load_cifar10
 from cifar10lab.files.locks import locked
 from cifar10lab.files.tensors import write_torch
-from cifar10lab.terminal.errors import UserError
+from dropout_regularization import SETTINGS as DROPOUT
+from original_version_model import SETTINGS as LENET
+from resnet_model import SETTINGS as RESNET
 
-DROPOUT = ("dropout_regularization", "--epochs", 4, "--batch-size", 4)  # 25 steps an epoch
-RESNET = ("resnet_model", "--epochs", 3, "--batch-size", 5, "--width", 4)  # 20
+SCRIPT = ("original_version_model", "--epochs", 2, "--batch-size", 20)  # 5 steps an epoch
+WITH_DROPOUT = ("dropout_regularization", *SCRIPT[1:])
+OF_RESNET = ("resnet_model", "--epochs", 2, "--batch-size", 20, "--width", 4)
+
+
+def with_epochs(script: tuple, epochs: int) -> tuple:
+    return *script[:2], epochs, *script[3:]
 
 
 def same_run(a: Path, b: Path) -> bool:
@@ -27,74 +53,59 @@ def same_run(a: Path, b: Path) -> bool:
     return same and without_times(a) == without_times(b)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def finished(reference, tmp_path: Path) -> Path:
+    return shutil.copytree(reference(*SCRIPT), tmp_path / "finished")
+
+
+# --- Signals and kills
+
+
 @pytest.mark.parametrize(
-    ("number", "moment"),
+    ("script", "number", "moment", "epochs"),
     [
-        (signal.SIGINT, ("written", 1)),  # between two epochs
-        (signal.SIGTERM, ("step", 27)),  # within the second
-        (signal.SIGHUP, ("written", 2)),
+        (WITH_DROPOUT, signal.SIGINT, ("written", 1), 3),  # between two epochs; resumed for more
+        (OF_RESNET, signal.SIGTERM, ("step", 7), 2),  # within the second
+        (WITH_DROPOUT, signal.SIGHUP, ("step", 2), 3),
     ],
     ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
-@pytest.mark.parametrize("script", [DROPOUT, RESNET], ids=lambda script: script[0])
 def test_a_signal_saves_and_resuming_gives_the_uninterrupted_run(
-    run, reference, tmp_path: Path, script: tuple, number: int, moment: tuple
+    run, reference, tmp_path: Path, script: tuple, number: int, moment: tuple, epochs: int
 ) -> None:
-    out = tmp_path / "out"
-    done = run(*script, "--output", out, moment=at(*moment, number))
-    assert done.code == -number  # so that a shell's loop ends, too
+    done = run(*script, "--output", tmp_path, "--resume", moment=at(*moment, number))
+    assert done.code == -number and "there is no checkpoint" in done.out  # by the signal, which ends a shell's loop
     assert "--resume" in done.err.splitlines()[-1] and "Traceback" not in done.err
-    resumed = run(*script, "--output", out, "--resume")
-    assert resumed.code == 0, resumed.err
-    assert "resuming at epoch" in resumed.out
-    assert same_run(out, reference(*script))
-    assert not (out / "checkpoint.pth").exists()
-
-
-def test_a_signal_within_an_epoch_costs_none_of_its_steps(run, larger_data_dir: Path, tmp_path: Path) -> None:
-    script = ("dropout_regularization", "--epochs", 1, "--batch-size", 2)  # 300 steps, in chunks of 128
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(*script, "--output", whole, data_dir=larger_data_dir).code == 0
-    done = run(*script, "--output", out, data_dir=larger_data_dir, moment=at("step", 100, signal.SIGTERM))
-    assert done.code == -signal.SIGTERM
-    state = torch.load(out / "checkpoint.pth", weights_only=True)
-    assert state["epoch"] == 1 and len(state["losses"]) == state["step"] == 128
-    assert run(*script, "--output", out, "--resume", data_dir=larger_data_dir).code == 0
-    assert same_run(out, whole)
-
-
-def test_a_resumed_runs_record_counts_all_its_parts(run, tmp_path: Path) -> None:
-    for moment in (at("step", 60, signal.SIGTERM), at("step", 20, signal.SIGTERM)):  # in epoch 3, and in epoch 4
-        assert run(*DROPOUT, "--output", tmp_path, "--resume", moment=moment).code == -signal.SIGTERM
-    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    assert run(*DROPOUT, "--output", tmp_path, "--resume").code == 0
-    record = read_run(tmp_path)
-    history, steps, result = record["history"], record["steps"], record["result"]
-    assert {name: len(values) for name, values in history.items()} == dict.fromkeys(history, 4)
-    assert history["epoch"] == [1, 2, 3, 4]
-    assert steps["epoch"] == sorted(set(steps["epoch"])) and len(steps["epoch"]) == len(steps["train_loss"]) == 48
-    assert steps["epoch"][11::12] == [1, 2, 3, 4]
+    saved = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    done = run(*with_epochs(script, epochs), "--output", tmp_path, "--resume")
+    assert done.code == 0 and "resuming at epoch" in done.out, done.err
+    assert same_run(tmp_path, reference(*with_epochs(script, epochs)))
+    assert not (tmp_path / "checkpoint.pth").exists()
     # What was done before the last start is in all times, once.
-    assert history["seconds"][:3] == state["history"]["seconds"] and min(history["seconds"]) > 0
-    assert history["seconds"][3] >= state["seconds"] > 0
-    assert result["train_seconds"] == pytest.approx(sum(history["seconds"]))
-    assert result["total_seconds"] > max(state["total_seconds"], result["train_seconds"])
-    assert result["images_per_second"] == pytest.approx(4 * 100 / result["train_seconds"])
+    record = read_run(tmp_path)
+    result, seconds, before = record["result"], record["history"]["seconds"], saved["history"]["seconds"]
+    assert seconds[: len(before)] == before and min(seconds) > 0 and seconds[len(before)] >= saved["seconds"]
+    assert result["train_seconds"] == pytest.approx(sum(seconds))
+    assert result["total_seconds"] > max(saved["total_seconds"], result["train_seconds"])
+    assert result["images_per_second"] == pytest.approx(epochs * 100 / result["train_seconds"])
 
 
-# The files that a run of three epochs writes, in order.
-WRITTEN = ("checkpoint.pth", "checkpoint.pth", "checkpoint.pth", "best_model.pth", "model.pth", "loss.json", "loss.png")
-MOMENTS = [("step", 10), ("step", 60), *(("writing", i) for i in range(1, 8)), ("written", 7)]
+# The files that a run writes, in order.
+WRITTEN = ("checkpoint.pth", "checkpoint.pth", "best_model.pth", "model.pth", "loss.json", "loss.png")
+MOMENTS = [("step", 7), *(("writing", count) for count in (1, 2, 3, 5, 6)), ("written", 6)]
 
 
 @pytest.mark.parametrize(("event", "count"), MOMENTS)
 def test_killed_at_any_moment_its_files_are_whole_and_its_end_the_same(
     run, reference, tmp_path: Path, event: str, count: int
 ) -> None:
-    script = (*DROPOUT[:2], 3, *DROPOUT[3:])
-    assert run(*script, "--output", tmp_path / "out", moment=at(event, count, signal.SIGKILL)).code == -signal.SIGKILL
+    assert run(*SCRIPT, "--output", tmp_path / "out", moment=at(event, count, signal.SIGKILL)).code == -signal.SIGKILL
     files = {path.name: path for path in (tmp_path / "out").glob("[a-z]*")}  # all but hidden ones
-    before = {"step": count // 25, "writing": count - 1, "written": count}[event]
+    before = {"step": count // 5, "writing": count - 1, "written": count}[event]
     assert files.keys() == set(WRITTEN[:before])
     for path in files.values():
         if path.suffix == ".pth":
@@ -102,114 +113,51 @@ def test_killed_at_any_moment_its_files_are_whole_and_its_end_the_same(
         elif path.suffix == ".json":
             read_run(path.parent)
     assert len(list((tmp_path / "out").glob(".*.tmp"))) == (event == "writing")
-    done = run(*script, "--output", tmp_path / "out", "--resume")
+    done = run(*SCRIPT, "--output", tmp_path / "out", "--resume")
     assert done.code == 0, done.err
-    assert same_run(tmp_path / "out", reference(*script))
+    assert same_run(tmp_path / "out", reference(*SCRIPT))
     assert list((tmp_path / "out").glob(".*.tmp")) == []
 
 
-def test_failing_at_the_last_writes_the_results_are_completed(run, reference, tmp_path: Path) -> None:
-    script, out = ("original_version_model", "--epochs", 2), tmp_path / "out"
-    for missing in ("best_model.pth", "model.pth", "loss.json"):
-        # A folder in its place makes the write fail.
-        (out / missing / "in the way").mkdir(parents=True)
-        failed = run(*script, "--output", out)
-        assert failed.code == 1 and missing in failed.err and len(failed.err.splitlines()) == 1, failed.err
-        assert (out / "checkpoint.pth").is_file()
-        shutil.rmtree(out / missing)
-        done = run(*script, "--output", out, "--resume")
-        assert done.code == 0 and "epoch   2/2" not in done.out, done.err
-        assert same_run(out, reference(*script))
-        shutil.rmtree(out)
-
-
-def test_resuming_without_a_checkpoint_begins_at_the_beginning(run, tmp_path: Path) -> None:
-    done = run("original_version_model", "--epochs", 1, "--output", tmp_path, "--resume")
-    assert done.code == 0 and "no checkpoint" in done.out
-
-
-@pytest.fixture
-def unfinished(run, tmp_path: Path) -> Path:
-    """A folder with the checkpoint of a killed run."""
-    out = tmp_path / "unfinished"
-    assert run(*DROPOUT, "--output", out, moment=at("written", 1, signal.SIGKILL)).code == -signal.SIGKILL
-    return out
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        (("--lr", 0.5), "lr 0.001 -> 0.5"),
-        (("--batch-size", 5), "batch_size 4 -> 5"),
-        (("--seed", 7), "seed 0 -> 7"),
-        (("--dataset", "synthetic"), "other images or in another order: image folder -> synthetic.py"),
-        (("--epochs", 1), "epochs 4 -> 1"),
-        (("--dropout", 0.1), "dropout 0.5 -> 0.1"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_resuming_with_other_settings_lists_what_differs(run, unfinished: Path, changes: tuple, named: str) -> None:
-    before = (unfinished / "checkpoint.pth").read_bytes()
-    done = run(*DROPOUT, *changes, "--output", unfinished, "--resume")
-    assert done.code == 1
-    assert named in done.err and len(done.err.splitlines()) == 1
-    assert (unfinished / "checkpoint.pth").read_bytes() == before
-
-
-def test_another_model_is_listed_too(run, unfinished: Path) -> None:
-    done = run("resnet_model", "--width", 4, "--output", unfinished, "--resume")
-    assert done.code == 1 and "model LeNet -> ResNet18" in done.err
-
-
-def test_a_constant_rate_run_may_be_resumed_for_more_epochs(run, reference, unfinished: Path) -> None:
-    longer = (*DROPOUT[:2], 6, *DROPOUT[3:])
-    assert run(*longer, "--output", unfinished, "--resume").code == 0
-    assert same_run(unfinished, reference(*longer))
-
-
-@pytest.mark.parametrize("settings", [(), ("--schedule", "constant", "--resolutions", "16,32")], ids=" ".join)
-def test_an_annealed_run_may_not_nor_one_of_several_sizes(run, tmp_path: Path, settings: tuple) -> None:
-    run(*RESNET, *settings, "--output", tmp_path / "out", moment=at("written", 1, signal.SIGKILL))
-    done = run(*RESNET[:2], 9, *RESNET[3:], *settings, "--output", tmp_path / "out", "--resume")
-    assert done.code == 1 and "epochs 3 -> 9" in done.err
-
-
-@pytest.mark.parametrize("what", ["cut short", "foreign", "empty", "a pickle", "a torch file with a command"])
-def test_a_bad_checkpoint_is_one_line_and_never_stops_a_fresh_start(run, unfinished: Path, tmp_path, what) -> None:
-    path = unfinished / "checkpoint.pth"
-    command = Command(f"touch {tmp_path}/executed")
-    if what == "cut short":
-        path.write_bytes(path.read_bytes()[:-1000])
-    elif what == "foreign":
-        torch.save({"weights": torch.zeros(3)}, path)
-    elif what == "empty":
-        path.write_bytes(b"")
-    elif what == "a pickle":
-        path.write_bytes(pickle.dumps(command))
-    else:
-        torch.save({"config": command}, path)
-    done = run(*DROPOUT, "--output", unfinished, "--resume")
-    assert done.code == 1
-    assert len(done.err.splitlines()) == 1 and "checkpoint.pth" in done.err, done.err
-    done = run(*DROPOUT, "--output", unfinished)
-    assert done.code == 0 and "Starting afresh" in done.out
-    assert not (tmp_path / "executed").exists()
+def test_ctrl_c_before_training_ends_by_it_and_no_traceback(start, tmp_path: Path) -> None:
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    # The data folder is in use, so that the script waits for it.
+    with locked(tmp_path / "data"):
+        waiting = start("original_version_model", data_dir=tmp_path / "data")
+        wait_until(lambda: "waiting for another process" in waiting.text("err"), "the script waits")
+        os.kill(waiting.process.pid, signal.SIGINT)
+        done = waiting.finish()
+    assert done.code == -signal.SIGINT and "Traceback" not in done.err
 
 
 def test_two_runs_in_one_folder_the_second_stops_at_once(start, run, tmp_path: Path) -> None:
     held = At("written", 1, functools.partial(wait_for, tmp_path / "never"))
-    first = start("original_version_model", "--epochs", 2, "--output", tmp_path, moment=held)
+    first = start(*SCRIPT, "--output", tmp_path, moment=held)
     wait_for(tmp_path / "checkpoint.pth")
-    second = run("original_version_model", "--epochs", 1, "--output", tmp_path)
-    assert second.code == 1
-    assert len(second.err.splitlines()) == 1
-    assert str(tmp_path) in second.err and f"process {first.process.pid}" in second.err
+    second = run(*SCRIPT, "--output", tmp_path)
+    assert second.code == 1 and len(second.err.splitlines()) == 1, second.err
+    assert f"{tmp_path} is in use by another process" in second.err
     first.process.kill()
     first.process.join()
-    assert run("original_version_model", "--epochs", 1, "--output", tmp_path).code == 0
+    assert run(*SCRIPT, "--output", tmp_path).code == 0
 
 
-# --- Full disks
+# --- Files that can't be written
+
+
+def test_failing_at_the_last_writes_the_results_are_completed(run, reference, tmp_path: Path) -> None:
+    """A folder in its place makes a file's write fail; the picture's is a warning."""
+    (tmp_path / "loss.png" / "in the way").mkdir(parents=True)
+    for missing in ("best_model.pth", "model.pth", "loss.json"):
+        (tmp_path / missing / "in the way").mkdir(parents=True)
+        failed = run(*SCRIPT, "--output", tmp_path, "--resume")
+        assert failed.code == 1 and missing in failed.err and len(failed.err.splitlines()) == 1, failed.err
+        assert (tmp_path / "checkpoint.pth").is_file()
+        shutil.rmtree(tmp_path / missing)
+    done = run(*SCRIPT, "--output", tmp_path, "--resume")
+    assert done.code == 0 and "epoch   2/2" not in done.out, done.err
+    assert "warning" in done.err and "loss.png" in done.err
+    assert same_run(tmp_path, reference(*SCRIPT)) and not (tmp_path / "checkpoint.pth").exists()
 
 
 @pytest.fixture
@@ -226,23 +174,23 @@ def small_disk(tmp_path: Path):
 
 def test_a_full_disk_is_one_line_that_names_the_file(run, small_disk: Path) -> None:
     # The checkpoint of LeNet takes three quarters of the disk, so that the second one doesn't fit beside it.
-    done = run("original_version_model", "--epochs", 3, "--output", small_disk)
+    done = run(*SCRIPT, "--output", small_disk)
     assert done.code == 1
     assert len(done.err.splitlines()) == 1 and "checkpoint.pth" in done.err and "No space left" in done.err
     torch.load(small_disk / "checkpoint.pth", weights_only=True)
     assert list(small_disk.glob(".*.tmp")) == []
 
 
-def test_a_cache_that_does_not_fit_costs_nothing_but_its_time(run, small_disk: Path, data_dir: Path, tmp_path) -> None:
-    shutil.copytree(data_dir, small_disk / "data", ignore=shutil.ignore_patterns("*.npz"))
+def test_a_cache_that_does_not_fit_costs_nothing_but_its_time(small_disk: Path, data_dir: Path, capsys) -> None:
+    folder = shutil.copytree(data_dir, small_disk / "data", ignore=shutil.ignore_patterns("*.npz"))
     (small_disk / "filler").write_bytes(bytes(200_000))
-    done = run("original_version_model", "--epochs", 1, "--output", tmp_path / "out", data_dir=small_disk / "data")
-    assert done.code == 0
-    assert "going on without a cache" in done.err and "cifar10-cache.npz" in done.err
-    assert list((small_disk / "data").glob("*.npz")) == list((small_disk / "data").glob(".*.tmp")) == []
+    assert load_cifar10(folder).checksum == load_cifar10(data_dir).checksum
+    printed = capsys.readouterr().err
+    assert "going on without a cache" in printed and "cifar10-cache.npz" in printed
+    assert list(folder.glob("*.npz")) == list(folder.glob(".*.tmp")) == []
 
 
-@pytest.mark.parametrize("limit", [0, 1000, 100_000])
+@pytest.mark.parametrize("limit", [0, 100_000])
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "model.pth"
     write_torch(path, {"a": torch.ones(3)})
@@ -250,7 +198,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(UserError, match=r"model\.pth can't be written: File too large"):
+        with pytest.raises(common.UserError, match=r"model\.pth can't be written: File too large"):
             write_torch(path, {"a": torch.ones(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -258,12 +206,170 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, limit: int) -> None
     assert os.listdir(tmp_path) == ["model.pth"]
 
 
-def test_ctrl_c_before_training_ends_by_it_and_no_traceback(start, tmp_path: Path) -> None:
-    (tmp_path / "data" / "train").mkdir(parents=True)
-    # The data folder is in use, so that the script waits for it.
-    with locked(tmp_path / "data"):
-        waiting = start("original_version_model", data_dir=tmp_path / "data")
-        wait_until(lambda: "waiting for another process" in waiting.text("err"), "the script waits")
-        os.kill(waiting.process.pid, signal.SIGINT)
-        done = waiting.finish()
-    assert done.code == -signal.SIGINT and "Traceback" not in done.err
+def refuse() -> None:
+    """What Windows does while another program has the checkpoint open."""
+
+    def replace_file(source: Path, target: Path) -> None:
+        if Path(target).name == "checkpoint.pth":
+            raise PermissionError(13, "it is open")
+        shutil.move(source, target)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "checkpoint.pth":
+            raise PermissionError(13, "it is open", str(path))
+        path.exists() and shutil.os.remove(path)
+
+    shutil.os.replace, Path.unlink = replace_file, unlink
+
+
+def test_an_open_checkpoint_ends_no_run(run, reference, tmp_path: Path) -> None:
+    done = run(*SCRIPT, "--output", tmp_path, moment=At("written", 1, refuse))
+    assert done.code == 0, done.err
+    assert "can't be replaced" in done.err and "can't be removed" in done.err and "Traceback" not in done.err
+    assert same_losses(tmp_path, reference(*SCRIPT))
+    again = run(*SCRIPT, "--output", tmp_path, "--resume")
+    assert again.code == 0 and same_losses(tmp_path, reference(*SCRIPT)), again.err
+
+
+# --- Other settings, other runs' files
+
+
+def test_a_finished_run_is_returned_and_stays(run, together, finished: Path, data_dir: Path) -> None:
+    before = contents(finished)
+    done = together(2, *SCRIPT, "--output", finished, "--resume")
+    assert done.code == 0 and done.out.count("has finished") == 1 and "epoch   1/2" not in done.out, done.err
+    done = run(*with_epochs(SCRIPT, 3), "--output", finished, "--resume")
+    assert done.code == 1 and "epochs 2 -> 3" in done.err and len(done.err.splitlines()) == 1, done.err
+    settings = dataclasses.replace(LENET, epochs=2, batch_size=20, data_dir=data_dir, output=finished, resume=True)
+    assert common.run(settings) == read_run(finished)
+    assert contents(finished) == before
+
+
+NARROW = dataclasses.replace(RESNET, options={"width": 4})
+
+
+@pytest.mark.parametrize(
+    ("stated", "changes", "named"),
+    [
+        (DROPOUT, {"lr": 0.5}, "lr 0.001 -> 0.5"),
+        (DROPOUT, {"batch_size": 5}, "batch_size 128 -> 5"),
+        (DROPOUT, {"seed": 7}, "seed 0 -> 7"),
+        (DROPOUT, {"epochs": 1}, "epochs 200 -> 1"),
+        (DROPOUT, {"options": {"dropout": 0.1}}, "dropout 0.5 -> 0.1"),
+        (DROPOUT, {"model": common.ResNet18, "options": {"width": 4}}, "model LeNet -> ResNet18"),
+        (DROPOUT, {"checksum": "another"}, "other images or in another order: test -> test"),
+        (NARROW, {"epochs": 30}, "epochs 25 -> 30"),  # annealed
+        (dataclasses.replace(NARROW, schedule="constant", resolutions="16,32"), {"epochs": 30}, "epochs 25 -> 30"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_resuming_with_other_settings_lists_what_differs(tmp_path: Path, stated, changes: dict, named: str) -> None:
+    data = small_data()
+    common.save_state(prepared(stated, data, tmp_path), common.State())
+    before, changes = contents(tmp_path), dict(changes)
+    data = dataclasses.replace(data, checksum=changes.pop("checksum", ""))
+    with pytest.raises(common.UserError, match=rf"checkpoint\.pth is of other settings .*{named}.*: give the same"):
+        common.saved_run(prepared(stated, data, tmp_path, resume=True, **changes))
+    assert contents(tmp_path) == before
+
+
+def torch_file(value: object) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+COMMAND = Command("touch executed")
+DAMAGED = {
+    "cut short": torch_file(torch.zeros(1000))[:-1000],
+    "empty": b"",
+    "a pickle": pickle.dumps(COMMAND),
+    "a torch file with a command": torch_file({"config": COMMAND}),
+    "foreign": torch_file({"weights": torch.zeros(3)}),
+    "JSON cut short": b"{",
+    "foreign JSON": b"{}",
+    "a list in JSON": b"[]",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_file_is_one_line_and_never_executed(tmp_path: Path, monkeypatch, what: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ("loss.json" if "JSON" in what else "checkpoint.pth")
+    path.write_bytes(DAMAGED[what])
+    with pytest.raises(common.UserError, match=rf"^[^\n]*{path.name}[^\n]*$"):
+        common.read_saved(path)
+    assert contents(tmp_path) == {path.name: DAMAGED[what]}
+
+
+def test_without_resume_a_checkpoint_is_set_aside_and_can_still_be_continued(run, reference, tmp_path: Path) -> None:
+    assert run(*SCRIPT, "--output", tmp_path, moment=at("step", 7, signal.SIGTERM)).code == -signal.SIGTERM
+    first = (tmp_path / "checkpoint.pth").read_bytes()
+    done = run(*SCRIPT, "--lr", 0.1, "--output", tmp_path)
+    assert done.code == 0 and "earlier-1: starting afresh" in done.out, done.err
+    (tmp_path / "checkpoint.pth").write_bytes(b"damaged")
+    done = run(*SCRIPT, "--output", tmp_path)
+    assert done.code == 0 and "earlier-2: starting afresh" in done.out, done.err
+    assert (tmp_path / "earlier-1" / "checkpoint.pth").read_bytes() == first
+    (tmp_path / "earlier-1" / "checkpoint.pth").rename(tmp_path / "checkpoint.pth")
+    assert run(*SCRIPT, "--output", tmp_path, "--resume").code == 0
+    assert same_losses(tmp_path, reference(*SCRIPT))
+    ignored = ["git", "check-ignore", "modelset/reference/Fast/earlier-12/checkpoint.pth"]
+    assert subprocess.run(ignored, cwd=common.HERE).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["environment", "code"])
+def test_parts_elsewhere_and_by_other_code_are_told_apart(run, tmp_path: Path, what: str) -> None:
+    arguments = (*with_epochs(SCRIPT, 3), "--output", tmp_path)
+    assert run(*arguments, moment=at("step", 10, signal.SIGTERM)).code == -signal.SIGTERM
+    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    (before,) = checkpoint["parts"]
+    if what == "environment":
+        before["environment"] |= {"processor": "another", "precision": "bf16"}
+    else:
+        before["code"] = checkpoint["code"] = {"commit": "0" * 40, "changed": False, "model_code": "0" * 12}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    done, precision = run(*arguments, "--resume"), before["environment"]["precision"]
+    assert done.code == 0 and f"resuming at epoch 2, step 5 in {precision}" in done.out, done.err
+    assert ("note: the code has changed since" in done.out) == (what == "code")
+    record = read_run(tmp_path)
+    first, second = record["parts"]
+    assert first == before and first["images"] == 200 and second["images"] == 100
+    assert (second["environment"], second["code"]) == (record["environment"], record["code"])
+    assert second["environment"]["precision"] == precision and record["config"]["precision"] == "auto"
+    assert first["seconds"] + second["seconds"] == pytest.approx(record["result"]["train_seconds"])
+    assert record["result"]["images_per_second"] == pytest.approx(100 / second["seconds"])
+    assert record["started"] == checkpoint["started"] and datetime.fromisoformat(record["started"]).tzinfo
+
+
+# --- Processes that torchrun starts again
+
+
+def killed(count: int) -> At:
+    return at("step", count, signal.SIGKILL)
+
+
+def test_a_launchs_restarts_continue_what_it_began_and_nothing_else(together, reference, finished: Path) -> None:
+    """In a folder with an older run's results and another one's checkpoint."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common.save_state(prepared(LENET, small_data(), finished, lr=1.0), common.State())
+    script = (2, *SCRIPT, "--output", finished)
+    done = together(*script, store=store, moment=killed(3))  # before its first checkpoint
+    assert done.code == -signal.SIGKILL and "earlier-1" in done.out
+    done = together(*script, store=store, moment=killed(7))
+    assert done.code == -signal.SIGKILL and "there is no checkpoint" in done.out
+    done = together(*script, store=store)
+    assert done.code == 0 and "resuming at epoch 2" in done.out, done.err
+    record, expected = read_run(finished), read_run(reference(*SCRIPT))
+    assert record["history"]["test_loss"] == pytest.approx(expected["history"]["test_loss"], rel=1e-4)
+    assert record["environment"]["world_size"] == 2 and "parts" not in record
+    done = together(*script, store=store)
+    assert done.code == 0 and "has finished" in done.out, done.err
+
+
+def test_a_restart_continues_without_a_store_that_lasts(together, tmp_path: Path) -> None:
+    """As with etcd, with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or on another machine."""
+    script = (1, *SCRIPT, "--output", tmp_path)
+    assert together(*script, moment=killed(7)).code == -signal.SIGKILL
+    done = together(*script, restarts=1)
+    assert done.code == 0 and "resuming at epoch 2" in done.out, done.err

@@ -1,21 +1,23 @@
 """Several runs of one experiment: seeds as one command, and runs of other code in one folder."""
 
-import signal
 import subprocess
-from datetime import datetime
+import sys
 from pathlib import Path
 
+import common
+
 import pytest
-import torch
-from conftest import at, read_run
+from conftest import ROOT, read_run
+
+from cifar10lab.settings import code
+from original_version_model import SETTINGS
 
 ONE_EPOCH = ("original_version_model_multigpu", "--epochs", 1)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_seeds_are_runs_one_after_another(run, together, tmp_path: Path, processes: int) -> None:
+def test_seeds_are_runs_one_after_another(run, together, tmp_path: Path) -> None:
     arguments = (*ONE_EPOCH, "--seeds", "0,3", "--output", tmp_path / "out")
-    done = run(*arguments) if processes == 1 else together(2, *arguments)
+    done = together(2, *arguments)
     assert done.code == 0, done.err
     records = [read_run(tmp_path / "out" / f"seed={seed}") for seed in (0, 3)]
     assert [record["config"]["seed"] for record in records] == [0, 3]
@@ -23,20 +25,23 @@ def test_seeds_are_runs_one_after_another(run, together, tmp_path: Path, process
     mean, deviation = (low + high) / 2, abs(high - low) / 2**0.5
     last = f"seeds 0, 3: test accuracy {mean:.2f} ± {deviation:.2f} % at the end"
     assert done.out.splitlines()[-1].startswith(last)
-    again = run(*arguments, "--resume") if processes == 1 else together(2, *arguments, "--resume")
-    assert again.out.count("this run has finished") == 2 and last in again.out
+    again = run(*arguments, "--resume")
+    assert again.out.count("this run has finished") == 2 and again.out.splitlines()[-1].startswith(last)
 
 
-def test_a_number_of_seeds_begins_with_0_and_each_has_the_folder_of_its_seed(run, copied: Path, data_dir: Path) -> None:
-    script = copied / "original_version_model.py"
-    assert run(script, "--epochs", 1, "--seeds", 2, "--data-dir", data_dir).code == 0
-    folders = sorted(path.name for path in (copied / "modelset" / "original_version_model").iterdir())
-    assert folders == ["epochs=1", "epochs=1,seed=1"]
+def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[common.Settings]:
+    monkeypatch.setattr(sys, "argv", ["original_version_model.py", *words])
+    return common.parse_arguments(SETTINGS, "")
 
 
-def test_seed_and_seeds_exclude_each_other(run, tmp_path: Path) -> None:
-    done = run(*ONE_EPOCH, "--seed", 1, "--seeds", 2, "--output", tmp_path / "out")
-    assert done.code == 2 and "not allowed with" in done.err and len(done.err.splitlines()) == 1
+def test_a_number_of_seeds_begins_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parsed(monkeypatch, "--seeds", "2", "--local-rank=0")  # as torch.distributed.launch says it
+    assert [one.seed for one in settings] == [0, 1] and {one.output for one in settings} == {None}
+    with pytest.raises(common.WrongOption, match="not allowed with"):
+        parsed(monkeypatch, "--seed", "1", "--seeds", "2")
+
+
+# --- Other code
 
 
 def change(path: Path, before: str, after: str) -> None:
@@ -45,62 +50,43 @@ def change(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after))
 
 
-CHANGES = {  # a file, what is replaced in it, and whether that is other code
-    "the model": ("cifar10lab/models/lenet.py", "F.relu(self.fc2(x))", "F.gelu(self.fc2(x))", True),
-    "a docstring of the model": ("cifar10lab/models/lenet.py", '"""LeNet of', '"""The LeNet of', False),
-    "the script's settings": ("original_version_model.py", "lr=0.001", "lr=0.0011 - 0.0001", True),
-}
+def test_results_of_other_code_are_kept(run, copied: Path, data_dir: Path) -> None:
+    train, out = ("--epochs", 1, "--data-dir", data_dir, "--output", copied / "out"), copied / "out"
+    assert run(copied / "original_version_model.py", *train).code == 0
+    first, files = read_run(out), {path.name for path in out.glob("[a-z]*")}
+    change(copied / "cifar10lab/models/lenet.py", "F.relu(self.fc2(x))", "F.gelu(self.fc2(x))")
+    done = run(copied / "original_version_model.py", *train)
+    assert done.code == 0 and "are of other code: they are now in" in done.out, done.err
+    assert read_run(out)["code"]["model_code"] != first["code"]["model_code"]
+    assert read_run(out / "earlier-1") == first
+    assert {path.name for path in (out / "earlier-1").iterdir()} == files
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_results_of_other_code_are_kept(run, copied: Path, data_dir: Path, what: str) -> None:
-    file, before, after, other = CHANGES[what]
-    train = (copied / "original_version_model.py", "--epochs", 1, "--data-dir", data_dir, "--output", copied / "out")
-    assert run(*train).code == 0
-    first = read_run(copied / "out")
-    change(copied / file, before, after)
-    done = run(*train)
-    now = read_run(copied / "out")
-    assert (now["code"]["model_code"] != first["code"]["model_code"]) == other
-    assert ("are of other code: they are now in" in done.out) == other
-    assert (copied / "out" / "earlier-1").is_dir() == other
-    if other:
-        assert read_run(copied / "out" / "earlier-1") == first
-        assert sorted(path.name for path in (copied / "out" / "earlier-1").iterdir()) == sorted(
-            path.name for path in (copied / "out").iterdir() if path.is_file() and path.name[0] != "."
-        )
+def test_only_what_python_executes_is_other_code(tmp_path: Path) -> None:
+    texts = [(ROOT / "cifar10lab/models/lenet.py").read_text()]
+    texts += [texts[0].replace('"""LeNet of', '"""The LeNet of') + "# a comment\n", texts[0].replace("relu", "gelu")]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.py").write_text(text)
+    same, documented, other = (code.syntax(tmp_path / f"{number}.py") for number in range(3))
+    assert texts[0] != texts[1] and same == documented != other
 
 
-def test_a_run_records_the_commit_and_whether_files_have_changed_since(run, copied: Path, data_dir: Path) -> None:
+def test_the_commit_and_what_has_changed_since_are_recorded(monkeypatch: pytest.MonkeyPatch, copied: Path) -> None:
     def git(*words: str) -> str:
         names = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(("git", *names, *words), cwd=copied, check=True, capture_output=True, text=True).stdout
 
-    def code() -> dict:
-        train = ("--epochs", 1, "--data-dir", data_dir, "--output", copied / "out")
-        assert run(copied / "original_version_model.py", *train).code == 0
-        return read_run(copied / "out")["code"]
-
-    assert code() == {"commit": None, "changed": None, "model_code": code()["model_code"]}
+    monkeypatch.setattr(code, "HERE", copied)
+    before = code.code_record(SETTINGS)
+    assert (before["commit"], before["changed"]) == (None, None) and len(before["model_code"]) == 12
     git("init", "-q")
     git("add", "*.py")
     git("commit", "-qm", "x")
-    assert (code()["commit"], code()["changed"]) == (git("rev-parse", "HEAD").strip(), False)
+    commit = git("rev-parse", "HEAD").strip()
+    assert code.code_record(SETTINGS) == before | {"commit": commit, "changed": False}
     change(copied / "common.py", "TRAIN_EVALUATION_IMAGES = 10_000", "TRAIN_EVALUATION_IMAGES = 20")
-    once = code()["changed"]
+    once = code.code_record(SETTINGS)["changed"]
     change(copied / "common.py", "TRAIN_EVALUATION_IMAGES = 20", "TRAIN_EVALUATION_IMAGES = 30")
-    assert once and code()["changed"] not in (once, False)
-
-
-def test_a_run_goes_on_by_other_code_and_says_which_part_is_of_which(run, tmp_path: Path) -> None:
-    train = (*ONE_EPOCH[:2], 2, "--output", tmp_path)
-    assert run(*train, moment=at("written", 1, signal.SIGINT)).code == -signal.SIGINT
-    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    before = {"commit": "0" * 40, "changed": False, "model_code": "0" * 12}
-    checkpoint["parts"][-1]["code"] = checkpoint["code"] = before
-    torch.save(checkpoint, tmp_path / "checkpoint.pth")
-    done = run(*train, "--resume")
-    assert done.code == 0 and "note: the code has changed since" in done.out
-    record = read_run(tmp_path)
-    assert [part["code"] for part in record["parts"]] == [before, record["code"]]
-    assert record["started"] == checkpoint["started"] and datetime.fromisoformat(record["started"]).tzinfo
+    assert once and code.code_record(SETTINGS)["changed"] not in (once, False)
+    change(copied / "original_version_model.py", "lr=0.001", "lr=0.002")
+    assert code.code_record(SETTINGS)["model_code"] != before["model_code"]

@@ -11,40 +11,31 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_data
+from conftest import ALONE, prepared, small_data
 
 from fast_model import SETTINGS as FAST
 from original_version_model import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 
-ALONE = Execution(torch.device("cpu"), "fp32", "none")
-
-
-@pytest.fixture
-def prepare(tmp_path: Path):
-    """Makes a run that is ready to be trained."""
-
-    def prepare(settings: common.Settings, data: common.Data, execution: Execution = ALONE) -> common.Training:
-        return common.ready_to_train(common.Training(settings, execution, data, common.build_model(settings), tmp_path))
-
-    return prepare
-
 
 @pytest.mark.parametrize(
-    "settings",
+    ("stated", "changes"),
     [
-        dataclasses.replace(LENET, epochs=150, batch_size=20, lr=0.02),
-        dataclasses.replace(RESNET, epochs=40, batch_size=20, lr=0.01, options={"width": 8}, augment=False),
+        (LENET, {"epochs": 100, "batch_size": 10, "lr": 0.02}),
+        (RESNET, {"epochs": 20, "batch_size": 10, "lr": 0.02, "options": {"width": 8}, "augment": False}),
     ],
     ids=["LeNet", "ResNet18"],
 )
-def test_a_tiny_set_is_learnt_by_heart(prepare, settings: common.Settings) -> None:
-    state = common.train(prepare(settings, small_data()), common.State())
-    assert state.history["train_accuracy"][-1] == 100
+def test_a_tiny_set_is_learnt_by_heart(stated: common.Settings, changes: dict) -> None:
+    run = prepared(stated, small_data(20), **changes)
+    for epoch in range(1, run.settings.epochs + 1):
+        for chunk in common.epoch_chunks(run, epoch, 0):
+            common.train_chunk(run, *chunk)
+    assert common.evaluate(run, run.data.train_images, run.data.train_labels)[1] == 100
 
 
-def test_history_and_steps_describe_every_epoch(prepare) -> None:
-    state = common.train(prepare(dataclasses.replace(LENET, epochs=2), small_data(99)), common.State())
+def test_history_and_steps_describe_every_epoch(tmp_path: Path) -> None:
+    state = common.train(prepared(LENET, small_data(99), tmp_path, epochs=2), common.State())
     assert {name: len(values) for name, values in state.history.items()} == dict.fromkeys(common.HISTORY, 2)
     assert json.loads(json.dumps([state.history, state.steps])) == [state.history, state.steps]
     assert len(state.steps["epoch"]) == len(state.steps["train_loss"]) == 24
@@ -55,10 +46,9 @@ def test_history_and_steps_describe_every_epoch(prepare) -> None:
     assert whole == pytest.approx(state.history["train_loss"][0], rel=1e-4)
 
 
-def test_every_image_is_used_once_an_epoch_in_another_order_each_time(prepare) -> None:
-    data = small_data(50)
-    data = dataclasses.replace(data, train_labels=torch.arange(50))  # so that labels name images
-    run, orders = prepare(dataclasses.replace(LENET, batch_size=4), data), []
+def test_every_image_is_used_once_an_epoch_in_another_order_each_time() -> None:
+    data = dataclasses.replace(small_data(50), train_labels=torch.arange(50))  # so that labels name images
+    run, orders = prepared(LENET, data, batch_size=4), []
     for epoch in (1, 2):
         chunks = list(common.epoch_chunks(run, epoch, 0))
         labels = [labels for batches, *_ in chunks for _, labels in batches]
@@ -68,13 +58,16 @@ def test_every_image_is_used_once_an_epoch_in_another_order_each_time(prepare) -
     assert orders[0] != orders[1]
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("augment", [False, True])
-def test_processes_share_out_the_same_batches(prepare, world_size: int, augment: bool) -> None:
-    data, settings = small_data(50), dataclasses.replace(LENET, batch_size=7, augment=augment)
+def images_of(run: common.Training, epoch: int, step: int = 0) -> torch.Tensor:
+    """As they are trained on in that epoch, from that step on."""
+    return torch.cat([images for batches, *_ in common.epoch_chunks(run, epoch, step) for images, _ in batches])
 
+
+@pytest.mark.parametrize(("world_size", "settings"), [(2, LENET), (3, dataclasses.replace(FAST, resolutions="24"))])
+def test_processes_share_out_the_same_batches(world_size: int, settings: common.Settings) -> None:
     def batches(execution: Execution) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [pair for part, *_ in common.epoch_chunks(prepare(settings, data, execution), 3, 0) for pair in part]
+        run = prepared(settings, small_data(50), execution=execution, batch_size=7)
+        return [pair for part, *_ in common.epoch_chunks(run, 3, 0) for pair in part]
 
     ranks = [Execution(ALONE.device, "fp32", "none", rank, world_size) for rank in range(world_size)]
     shares = zip(*(batches(rank) for rank in ranks), strict=True)
@@ -92,12 +85,11 @@ def flipped(run: common.Training, epoch: int) -> dict[int, bool]:
 
 
 @pytest.mark.parametrize("flips", ["alternating", "random"])
-def test_alternating_flips_mirror_each_image_in_every_other_epoch(prepare, flips: str) -> None:
-    data = small_data(64)
-    half = torch.full_like(data.train_images, 255)
+def test_alternating_flips_mirror_each_image_in_every_other_epoch(flips: str) -> None:
+    half = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
     half[..., 16:] = 0
-    data = dataclasses.replace(data, train_images=half, train_labels=torch.arange(64))
-    run = prepare(dataclasses.replace(LENET, augment=True, flips=flips, crop_padding=0), data)
+    data = dataclasses.replace(small_data(), train_images=half, train_labels=torch.arange(64))
+    run = prepared(LENET, data, augment=True, flips=flips, crop_padding=0)
     first, second, third = (flipped(run, epoch) for epoch in (1, 2, 3))
     assert 16 < sum(first.values()) < 48
     turned = {image: not value for image, value in first.items()}
@@ -105,44 +97,35 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch(prepare, flips
 
 
 @pytest.mark.parametrize("padding", [0, 2, 4])
-def test_crops_are_shifted_as_far_as_the_padding(prepare, padding: int) -> None:
+def test_crops_are_shifted_as_far_as_the_padding(padding: int) -> None:
     data = small_data(300)
     point = torch.zeros_like(data.train_images)
     point[:, :, 15, 10] = 255
-    data = dataclasses.replace(data, train_images=point, test_images=point[:1], test_labels=data.test_labels[:1])
-    run = prepare(dataclasses.replace(LENET, augment=True, crop_padding=padding), data)
-    images = torch.cat([images for part, *_ in common.epoch_chunks(run, 1, 0) for images, _ in part])
-    rows = images.amax((1, 3)).argmax(1)
+    run = prepared(LENET, dataclasses.replace(data, train_images=point), augment=True, crop_padding=padding)
+    rows = images_of(run, 1).amax((1, 3)).argmax(1)
     assert sorted(set(rows.tolist())) == list(range(15 - padding, 15 + padding + 1))
 
 
-@pytest.mark.parametrize("flips", ["alternating", "random"])
-def test_cutout_sets_a_square_to_the_mean_and_changes_nothing_else(prepare, flips: str) -> None:
-    batches, settings = [], dataclasses.replace(LENET, augment=True, flips=flips)
-    for size, epoch in ((0, 1), (8, 1), (8, 2)):
-        run = prepare(dataclasses.replace(settings, cutout=size), small_data(300))
-        batches.append(torch.cat([i for part, *_ in common.epoch_chunks(run, epoch, 0) for i, _ in part]))
-    plain, cut, next_epoch = batches
-    holes = (cut == 0).all(1)
-    assert torch.equal(plain.masked_fill(holes[:, None], 0), cut) and not torch.equal(holes, (next_epoch == 0).all(1))
+def test_cutout_sets_a_square_to_the_mean_and_changes_nothing_else() -> None:
+    plain, cut = (prepared(LENET, small_data(300), augment=True, cutout=size) for size in (0, 8))
+    images, holes = images_of(cut, 1), (images_of(cut, 1) == 0).all(1)
+    assert torch.equal(images_of(plain, 1).masked_fill(holes[:, None], 0), images)
+    assert not torch.equal(holes, (images_of(cut, 2) == 0).all(1))
     rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
     assert torch.equal(holes.sum((1, 2)), rows * columns)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 8, 4, 8)
-    with pytest.raises(common.WrongOption, match="--cutout needs --augment"):
-        common.checked(dataclasses.replace(LENET, cutout=8))
 
 
-def test_an_epoch_taken_up_again_has_the_same_batches(prepare) -> None:
-    run = prepare(dataclasses.replace(LENET, batch_size=4, augment=True), small_data(50))
-    whole, rest = ([i for part, *_ in common.epoch_chunks(run, 1, step) for i, _ in part] for step in (0, 5))
-    assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
+def test_an_epoch_taken_up_again_has_the_same_batches() -> None:
+    run = prepared(LENET, small_data(50), batch_size=4, augment=True)
+    assert torch.equal(images_of(run, 1)[20:], images_of(run, 1, step=5))
 
 
 def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
     images = torch.randint(1, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shifts = torch.tensor([[4, 0, 8], [4, 4, 7]])
     flips = torch.tensor([False, False, True])
-    same, down, flipped = common.augment(common.pad(images, LENET.crop_padding, LENET.padding_mode), shifts, flips)
+    same, down, flipped = common.augment(common.pad(images, 4, "constant"), shifts, flips)
     assert torch.equal(same, images[0])
     assert not down[:, :4].any() and torch.equal(down[:, 4:], images[1, :, :28])
     expected = torch.zeros(3, 32, 32, dtype=torch.uint8)
@@ -152,10 +135,9 @@ def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
 
 @pytest.mark.parametrize("padding", [0, 2, 31])
 def test_reflected_padding_is_that_of_pytorch(padding: int) -> None:
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    settings = dataclasses.replace(LENET, crop_padding=padding, padding_mode="reflect")
-    expected = torch.nn.functional.pad(images.float(), (padding,) * 4, mode="reflect")
-    assert torch.equal(common.pad(images, settings.crop_padding, settings.padding_mode), expected.byte())
+    images = small_data(2).train_images
+    expected = F.pad(images.float(), (padding,) * 4, mode="reflect")
+    assert torch.equal(common.pad(images, padding, "reflect"), expected.byte())
 
 
 def test_normalisation_is_that_of_the_model() -> None:
@@ -175,33 +157,20 @@ def test_schedules_fall_from_lr_to_zero_over_the_runs_own_epochs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "resolutions", "expected"),
-    [
-        (9, "24,28,32", [24] * 3 + [28] * 3 + [32] * 3),
-        (8, "24,28,32", [24] * 3 + [28] * 3 + [32] * 2),
-        (2, "", [32] * 2),
-        (3, "28,24", [28] * 2 + [24]),
-    ],
+    ("resolutions", "expected"),
+    [("24,28,32", [24] * 3 + [28] * 3 + [32] * 2), ("28,24", [28] * 2 + [24]), ("", [32] * 2)],
 )
-def test_each_resolution_has_an_equal_part_of_the_epochs(epochs: int, resolutions: str, expected: list) -> None:
-    settings = dataclasses.replace(RESNET, epochs=epochs, resolutions=resolutions)
-    assert [common.resolution(settings, epoch) for epoch in range(1, epochs + 1)] == expected
+def test_each_resolution_has_an_equal_part_of_the_epochs(resolutions: str, expected: list[int]) -> None:
+    settings = dataclasses.replace(RESNET, epochs=len(expected), resolutions=resolutions)
+    assert [common.resolution(settings, epoch) for epoch in range(1, settings.epochs + 1)] == expected
 
 
-def test_images_are_scaled_after_augmentation_and_tested_at_full_size(prepare) -> None:
-    """A model that only notes the sizes that it sees, beside what each epoch's images are at full size."""
-    settings = dataclasses.replace(RESNET, epochs=2, batch_size=20, options={"width": 4})
-    small, full = (prepare(dataclasses.replace(settings, resolutions=sizes), small_data(40)) for sizes in ("16,32", ""))
-    for epoch, size in ((1, 16), (2, 32)):
-        scaled, whole = (
-            torch.cat([images for batches, *_ in common.epoch_chunks(run, epoch, 0) for images, _ in batches])
-            for run in (small, full)
-        )
-        assert scaled.shape == (40, 3, size, size)
-        if size == 16:  # half the size, bilinearly: the mean of four pixels
-            assert torch.allclose(scaled, F.avg_pool2d(whole, 2), atol=1e-6)
-        else:
-            assert torch.equal(scaled, whole)
+def test_images_are_scaled_after_augmentation_and_tested_at_full_size(tmp_path: Path) -> None:
+    changes = {"epochs": 2, "batch_size": 20, "options": {"width": 4}}
+    small, full = (prepared(RESNET, small_data(), tmp_path, **changes, resolutions=sizes) for sizes in ("16,32", ""))
+    # Half the size, bilinearly: the mean of four pixels.
+    assert torch.allclose(images_of(small, 1), F.avg_pool2d(images_of(full, 1), 2), atol=1e-6)
+    assert torch.equal(images_of(small, 2), images_of(full, 2))
     seen = []
     small.model.register_forward_pre_hook(lambda model, inputs: seen.append((model.training, inputs[0].shape[2])))
     common.train(small, common.State())
@@ -209,17 +178,8 @@ def test_images_are_scaled_after_augmentation_and_tested_at_full_size(prepare) -
     assert {size for training, size in seen if training} == {16, 32}
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_an_image_is_scaled_to_the_same_bits_in_every_share(layout: torch.memory_format) -> None:
-    images = torch.randn(37, 3, 32, 32).to(memory_format=layout)
-    whole = common.scaled(images, 24)
-    for share in images.tensor_split(5), images.split(1):
-        assert torch.equal(torch.cat([common.scaled(part, 24) for part in share]), whole)
-
-
-def test_one_cycle_rises_and_falls_once_step_by_step(prepare) -> None:
-    settings = dataclasses.replace(LENET, schedule="one-cycle", lr=0.5, epochs=3, batch_size=4)
-    run = prepare(settings, small_data(39))
+def test_one_cycle_rises_and_falls_once_step_by_step(tmp_path: Path) -> None:
+    run = prepared(LENET, small_data(39), tmp_path, schedule="one-cycle", lr=0.5, epochs=3, batch_size=4)
     rates = [rate for epoch in (1, 2, 3) for *_, rates in common.epoch_chunks(run, epoch, 0) for rate in rates]
     assert len(rates) == 30
     rises, falls = np.diff(rates[:7]), np.diff(rates[7:])  # the peak is at 23 % of the run's 30 steps
@@ -229,61 +189,66 @@ def test_one_cycle_rises_and_falls_once_step_by_step(prepare) -> None:
     later = [rate for *_, rates in common.epoch_chunks(run, 2, 7) for rate in rates]
     assert later == rates[17:20]
     state = common.train(run, common.State())
-    assert state.history["learning_rate"] == [common.learning_rate(settings, epoch) for epoch in (1, 2, 3)]
+    assert state.history["learning_rate"] == [common.learning_rate(run.settings, epoch) for epoch in (1, 2, 3)]
     assert run.optimizer.param_groups[0]["lr"] == rates[-1]
 
 
-def test_the_loss_includes_label_smoothing_and_the_test_loss_does_not(prepare) -> None:
+def test_the_loss_includes_label_smoothing_and_the_test_loss_does_not(tmp_path: Path) -> None:
     data = small_data(20)
-    run = prepare(dataclasses.replace(LENET, label_smoothing=0.2, batch_size=20, lr=0.0), data)
+    run = prepared(LENET, data, tmp_path, label_smoothing=0.2, batch_size=20, lr=0.0)
     state = common.train(run, common.State())
-    logits = run.model(common.model_input(data.train_images, run.interface))
-    smoothed = torch.nn.functional.cross_entropy(logits, data.train_labels, label_smoothing=0.2)
+    logits = run.model(common.model_input(data.train_images, common.interface_of(run.model)))
+    smoothed = F.cross_entropy(logits, data.train_labels, label_smoothing=0.2)
     assert state.history["train_loss"][0] == pytest.approx(smoothed.item(), rel=1e-5)
     plain = common.evaluate(run, data.test_images, data.test_labels)[0]
     assert state.history["test_loss"][0] == plain
 
 
-def test_nesterov_is_that_of_sgd(prepare) -> None:
-    run = prepare(dataclasses.replace(LENET, nesterov=True), small_data())
-    assert run.optimizer.param_groups[0]["nesterov"] is True
-    with pytest.raises(common.WrongOption, match="--nesterov is of --optimizer sgd"):
-        common.checked(dataclasses.replace(LENET, nesterov=True, optimizer="adamw"))
-
-
-def test_adamw_takes_the_steps_of_pytorchs(prepare) -> None:
-    data, settings = small_data(), dataclasses.replace(LENET, optimizer="adamw", momentum=0.8, weight_decay=0.1)
-    run, model = prepare(settings, data), common.build_model(settings)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, (0.8, 0.999), weight_decay=0.1, foreach=False)
+def test_adamw_takes_the_steps_of_pytorchs() -> None:
+    data, model = small_data(), common.build_model(LENET)
+    run = prepared(LENET, data, optimizer="adamw", momentum=0.8, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), LENET.lr, (0.8, 0.999), weight_decay=0.1, foreach=False)
     for _ in range(3):
-        common.train_chunk(run, [(run.data.train_images / 255, run.data.train_labels)], [40], [settings.lr])
+        common.train_chunk(run, [(data.train_images / 255, data.train_labels)], [40], [LENET.lr])
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(data.train_images / 255), data.train_labels).backward()
+        F.cross_entropy(model(data.train_images / 255), data.train_labels).backward()
         optimizer.step()
     pairs = zip(run.model.parameters(), model.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
 
 
-def test_a_model_with_its_own_optimizer_refuses_another() -> None:
-    with pytest.raises(common.WrongOption, match="FastNet brings its own optimizer: leave out --optimizer adamw"):
-        common.build_model(dataclasses.replace(FAST, optimizer="adamw"))
+@pytest.mark.parametrize(
+    ("stated", "changes", "named"),
+    [
+        (
+            FAST,
+            {"optimizer": "adamw", "nesterov": False},
+            "FastNet brings its own optimizer: leave out --optimizer adamw",
+        ),
+        (LENET, {"optimizer": "adamw", "nesterov": True}, "--nesterov is of --optimizer sgd"),
+        (LENET, {"cutout": 8}, "--cutout needs --augment"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_named(stated: common.Settings, changes: dict, named: str) -> None:
+    with pytest.raises(common.WrongOption, match=named):
+        common.build_model(common.checked(dataclasses.replace(stated, **changes)))
 
 
-def test_evaluation_counts_every_image(prepare) -> None:
+def test_evaluation_counts_every_image() -> None:
     data = small_data(301)
-    run = prepare(LENET, data)
+    run = prepared(LENET, data)
     loss, accuracy = common.evaluate(run, data.train_images, data.train_labels)
-    logits = run.model(common.model_input(data.train_images, run.interface))
+    logits = run.model(common.model_input(data.train_images, common.interface_of(run.model)))
     assert accuracy == pytest.approx(100 * logits.argmax(1).eq(data.train_labels).float().mean().item())
-    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, data.train_labels).item(), rel=1e-5)
+    assert loss == pytest.approx(F.cross_entropy(logits, data.train_labels).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("model", ["LeNet", "ResNet18"])
-def test_bf16_stays_close_to_fp32(prepare, model: str) -> None:
+def test_bf16_stays_close_to_fp32(model: str) -> None:
     stated = LENET if model == "LeNet" else dataclasses.replace(RESNET, options={"width": 16}, augment=False)
     losses = []
     for precision in ("fp32", "bf16"):
-        run = prepare(stated, small_data(), Execution(ALONE.device, precision, "none"))
+        run = prepared(stated, small_data(), execution=Execution(ALONE.device, precision, "none"))
         losses.append(common.evaluate(run, run.data.train_images, run.data.train_labels)[0])
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 

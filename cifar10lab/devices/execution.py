@@ -6,17 +6,15 @@ import contextlib
 import copy
 import ctypes
 import gc
-import inspect
 import math
 import os
 import platform
 import random
-import re
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cifar10lab.devices.batch_norm import BatchNorm2d
-from cifar10lab.devices.processes import any_restarted, join_processes, leave_processes
+from cifar10lab.devices.processes import all_reduce, join_processes, leave_processes
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 
@@ -39,17 +37,19 @@ class Execution:
     parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
     rank: int = 0
     world_size: int = 1  # processes
-    store: dist.Store | None = None  # torchrun's, which outlives the processes
+    store: dist.Store = field(default_factory=dist.HashStore)  # torchrun's, which outlives the processes
     restarted: bool = False  # whether torchrun has restarted a process
 
 
 def device_name(text: str) -> str:
     """The name itself: "auto", or a device that this machine has; ValueError for any other."""
-    cuda = re.fullmatch(r"cuda(?::(\d+))?", text)
-    there = int(cuda[1] or 0) < torch.cuda.device_count() if cuda else text in ("auto", "cpu", "mps")
-    if not there or (text == "mps" and not torch.backends.mps.is_available()):
-        gpus = torch.cuda.device_count()
-        raise ValueError(f"no device of this machine, which has {gpus} CUDA devices")
+    names, gpus = ["auto", "cpu"], torch.cuda.device_count()
+    if gpus:
+        names += ["cuda", *(f"cuda:{number}" for number in range(gpus))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    if text not in names:
+        raise ValueError(f"choose from {', '.join(names)}")
     return text
 
 
@@ -69,7 +69,8 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
     name, store = join_processes(name)
     number = dist.get_rank(), dist.get_world_size()
-    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, store, any_restarted())
+    restarts = all_reduce(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))  # each machine's own
+    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, store, bool(restarts))
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
@@ -173,10 +174,9 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    wrap = nn.parallel.DistributedDataParallel
-    new = "forward_sync_buffers" in inspect.signature(wrap).parameters  # its name since torch 2.14
-    exchanged = {} if own else {"forward_sync_buffers" if new else "broadcast_buffers": False}
-    return wrap(network, find_unused_parameters=not static_graph, **exchanged)
+    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=not static_graph)
+    wrapped.broadcast_buffers = bool(own)  # at every step; those of BatchNorm are the same everywhere
+    return wrapped
 
 
 RUNNING = threading.RLock()  # held by the thread that trains

@@ -11,7 +11,6 @@ import platform
 import time
 import uuid
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from cifar10lab.terminal.errors import UserError
 
 
-def join_processes(device: str) -> tuple[str, dist.Store | None]:
+def join_processes(device: str) -> tuple[str, dist.Store]:
     """Make the process group, unless the caller has; returns this process's device, as "cuda:1", and torchrun's store.
 
     UserError if `device` is neither "cpu" nor "cuda", or if there are fewer GPUs than processes.
@@ -40,7 +39,7 @@ def join_processes(device: str) -> tuple[str, dist.Store | None]:
             all_reduce(torch.zeros(1))
         except RuntimeError as error:  # NCCL alone sums no CPU tensors
             raise UserError(f"the process group must sum CPU tensors, too: make it with {backend!r}") from error
-        return device, None
+        return device, dist.HashStore()
     launch_store, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
     store = fresh_store(launch_store, rank, world_size)
@@ -55,11 +54,6 @@ def join_processes(device: str) -> tuple[str, dist.Store | None]:
     return device, getattr(launch_store, "underlying_store", launch_store)
 
 
-def any_restarted() -> bool:
-    """Whether torchrun has restarted a process on any machine: each machine counts its own restarts."""
-    return bool(all_reduce(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))))
-
-
 def is_first_report(error: str) -> bool:
     """Whether no other process has reported this error since torchrun's last (re)start, as far as its store tells."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -71,27 +65,11 @@ def is_first_report(error: str) -> bool:
         return True
 
 
-def launch_note(store: dist.Store | None, folder: Path) -> str:
-    """What `note_launch` has noted of the run in `folder` since torchrun was launched: "begun", "finished" or "".
-
-    torchrun's store outlives the processes that it restarts, but not torchrun.
-    """
-    key = f"run {folder}"
-    return store.get(key).decode() if store and store.check([key]) else ""
-
-
-def note_launch(store: dist.Store | None, folder: Path, note: str) -> None:
-    """Note in torchrun's store that the run in `folder` has "begun" or "finished"."""
-    if store:
-        store.set(f"run {folder}", note)
-
-
 def fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """A part of torchrun's store without the keys of dead processes.
+    """A part of torchrun's store without the keys of processes that torchrun has restarted.
 
-    torchrun keeps its store when it restarts failed processes, which would read the addresses of the dead ones and wait
-    for them. Rank 0 therefore draws a new name, and all put this before their keys. (torchrun's count of restarts
-    won't do: it differs between machines.)
+    Their addresses would be read and waited for. Rank 0 therefore draws a new name, and all put this before their keys.
+    (torchrun's count of restarts won't do: it differs between machines.)
     """
     name = uuid.uuid4().hex
     store.set(f"rank {rank}", name)
@@ -130,9 +108,9 @@ def share_buffers(model: nn.Module) -> None:
             buffer.copy_(value)
 
 
-def all_reduce(values: Tensor) -> Tensor:
-    """The sum of all processes' `values`, as a new tensor on the CPU."""
+def all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The sum of all processes' `values`, or another `operation` on them, as a new tensor on the CPU."""
     values = values.to("cpu", copy=True)
     if dist.is_initialized():
-        dist.all_reduce(values)
+        dist.all_reduce(values, operation)
     return values
