@@ -213,20 +213,22 @@ EARLY = {
 }
 
 
-def early_losses(rank: int, number: int) -> list[torch.Tensor]:
-    """Each model's losses of the first four steps in bf16, summed over images and processes."""
+def early_losses(rank: int, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each model's losses of the first four steps in bf16, summed over its share's images and over all."""
     parallel = "DistributedDataParallel" if dist.is_initialized() else "none"
     execution, losses = Execution(torch.device("cpu"), "bf16", parallel, rank, number), []
     for settings in EARLY.values():
         run = small_run(settings, execution)
         losses.append(torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)]))
-    return [all_reduce(one) for one in losses]
+    return [(share, all_reduce(share)) for share in losses]
 
 
 def test_early_losses_in_bf16_are_the_single_processs(tmp_path: Path) -> None:
-    expected, losses = early_losses(0, 1), in_processes(2, tmp_path, early_losses)[0]
-    for model, one, other in zip(EARLY, losses, expected, strict=True):
-        assert one.tolist() == pytest.approx(other.tolist(), rel=1e-2), model
+    members = in_processes(2, tmp_path, early_losses)
+    for model, (expected, _), *shares in zip(EARLY, early_losses(0, 1), *members, strict=True):
+        (first, whole), (second, _) = shares
+        assert torch.equal(first + second, whole), "a sum over processes leaves what it sums"
+        assert whole.tolist() == pytest.approx(expected.tolist(), rel=1e-2), model
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
