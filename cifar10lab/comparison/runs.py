@@ -64,7 +64,7 @@ class Runs:
                 most = column.map(str).mode()
                 unusual = column.map(str) != most[0]
                 if len(most) > 1 or unusual.sum() * 2 > len(same):
-                    unusual = column.fillna(False).map(bool)  # NaN: a setting that only other runs have
+                    unusual = column.notna() & column.map(bool)  # NaN: a setting that only other runs have
                 names = named(names, setting, column[unusual])
         files = self.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
         folders = files.groupby(self.table["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
