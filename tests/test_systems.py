@@ -89,9 +89,10 @@ execution = common.start_execution('auto', 'auto', True, False)
 print(execution.device, execution.parallel)
 """
 BENCHMARKS = f"""
-import contextlib, runpy, signal
+import contextlib, runpy, signal, sys
 import torch.distributed.run  # which needs hangups itself, on systems that have them
 del signal.SIGHUP
+sys.path.insert(0, "{ROOT}/benchmarks")
 for name in ("scaling", "throughput", "on_gpu"):
     with contextlib.suppress(SystemExit):
         runpy.run_path(f"{ROOT}/benchmarks/{{name}}.py", run_name="__main__")
