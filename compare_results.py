@@ -2,7 +2,7 @@
 
     python compare_results.py                        # your own runs, beside the reference's and the original's figures
     python compare_results.py RUN_OR_FOLDER …        # these runs, or all runs in these folders
-    python compare_results.py BEFORE AFTER           # and what the second has less than the first
+    python compare_results.py BEFORE AFTER           # and the second's difference to the first
 
 Runs that differ by their seed alone are one row: mean ± standard deviation. Writes comparison.png and comparison.html
 to the current folder or --output. Without arguments and with no runs of your own it shows the reference results.

@@ -114,7 +114,7 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
             if shapes_of(model.state_dict()) == shapes_of(inner):
                 return with_weights(model, inner), run if is_own else None
         inner = without_prefix(inner)
-    names = " or ".join(type(model).__name__ for model in models)
+    names = " or ".join(dict.fromkeys(type(model).__name__ for model in models))
     raise UserError(f"{path} holds no weights of {names}: its tensors have other names or shapes")
 
 
