@@ -338,7 +338,7 @@ def test_own_runs_beside_the_reference_without_torch(tmp_path: Path) -> None:
     assert not list((copy / "modelset").rglob("comparison*"))
     page = (copy / "modelset" / "reference" / "README.md").read_text()
     assert page == (reference.REFERENCE / "README.md").read_text(), "the committed page is up to date"
-    assert re.search(r"gap narrower by +\| \+1\.09 ± 0\.49 points +\| 3 paired seeds: \+0\.99, ", page)
+    assert re.search(r"L2, 50 epochs: gap narrower by +\| \+0\.90 ± 0\.68 points +\| 4 paired seeds: \+0\.99, ", page)
 
 
 OWN = ["modelset/Resnet/loss.json", "modelset/Resnet/lr=0.1/model.pth", "modelset/reference/Resnet/checkpoint.pth"]

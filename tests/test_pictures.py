@@ -33,7 +33,7 @@ def inspect_here(inspect, figures):
 
 def logits_of(weights: Path, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return common.load(weights)(images)
+        return common.load(weights, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))(images)
 
 
 def texts(artists: object) -> list[str]:

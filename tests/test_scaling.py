@@ -1,5 +1,6 @@
 """benchmarks/scaling.py: what it predicts, and that nothing of it is left running; benchmarks/on_gpu.py, on the CPU."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -70,12 +71,18 @@ def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
 
 
 def descendants(of: int) -> list[int]:
-    children = [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+    children = [int(pid) for pid in read(f"/proc/{of}/task/{of}/children").split()]
     return [pid for child in children for pid in (child, *descendants(child))]
 
 
 def workers(of: int) -> list[int]:
-    return [pid for pid in descendants(of) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in descendants(of) if "spawn_main" in read(f"/proc/{pid}/cmdline")]
+
+
+def read(path: str) -> str:
+    with contextlib.suppress(OSError):  # it may have ended meanwhile
+        return Path(path).read_text()
+    return ""
 
 
 def is_running(pid: int) -> bool:

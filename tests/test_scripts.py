@@ -10,7 +10,6 @@ import torch
 from conftest import EXPERIMENTS, ROOT, read_run, run_command, same_losses, same_weights
 
 from cifar10lab.data.loading import dataset_record, load_cifar10
-from cifar10lab.devices.execution import process_settings
 
 STATED = {name: __import__(name).SETTINGS for name in EXPERIMENTS}
 BASELINE = STATED["original_version_model"]
@@ -138,18 +137,22 @@ def test_openmp_does_not_wait_busily_for_long_unless_asked_for_anything(tmp_path
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 def test_the_memory_of_large_tensors_is_kept_for_the_next_step() -> None:
-    import resource
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(20):
-            torch.ones(2**24)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with process_settings(torch.device("cpu"), []):
-        faults()  # the heap grows until it has a gap for 64 MiB between what else lies there
-        kept = faults()
-    assert kept < faults() / 2
+    code = (
+        "import resource, torch\n"
+        "from cifar10lab.devices.execution import process_settings\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20):\n"
+        "        torch.ones(2**24)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "with process_settings(torch.device('cpu'), []):\n"
+        "    faults()\n"  # the heap grows until it has a gap for 64 MiB between what else lies there
+        "    print(faults(), end=' ')\n"
+        "print(faults())\n"
+    )
+    done = run_command("python", "-c", code, cwd=ROOT)
+    kept, afterwards = map(int, done.out.split())
+    assert kept < afterwards / 2, done.err
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_before_training(main, tmp_path: Path) -> None:
