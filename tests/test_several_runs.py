@@ -24,7 +24,7 @@ def test_seeds_are_runs_one_after_another(run, together, tmp_path: Path) -> None
     low, high = (record["result"]["final_test_accuracy"] for record in records)
     mean, deviation = (low + high) / 2, abs(high - low) / 2**0.5
     last = f"seeds 0, 3: test accuracy {mean:.2f} ± {deviation:.2f} % at the end"
-    assert done.out.splitlines()[-1].startswith(last)
+    assert f"\n{last}" in done.out  # torch 2.9 says after it who is connected
     again = run(*arguments, "--resume")
     assert again.out.count("this run has finished") == 2 and again.out.splitlines()[-1].startswith(last)
 

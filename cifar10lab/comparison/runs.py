@@ -48,7 +48,8 @@ class Runs:
         configs = [record["config"] | rows.UNRECORDED | record["config"] for record in self.records]
         settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
         hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
-        return settings.drop(columns=hidden, errors="ignore").loc[:, lambda some: some.fillna(False).any()]
+        settings = settings.drop(columns=hidden, errors="ignore")
+        return settings.loc[:, (settings.notna() & settings.astype(bool)).any()]
 
     @functools.cached_property
     def names(self) -> pd.Series:

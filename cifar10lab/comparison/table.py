@@ -24,7 +24,7 @@ def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
     columns = settings[differ].drop(columns=["model", "epochs"], errors="ignore")
     columns.columns = columns.columns.str.replace("_", " ")
     rows = columns.groupby(runs.table["row"], sort=False).first()
-    return texts, rows.fillna("-").map(short).reset_index(drop=True)
+    return texts, rows.map(lambda value: short(value) if value == value else "-").reset_index(drop=True)  # not NaN
 
 
 def table_rows(runs: Runs, epochs_to: float | None = None, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
