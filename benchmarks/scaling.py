@@ -198,9 +198,9 @@ def launch(processes: int, *arguments: object) -> dict[Key, float]:
         port = server.getsockname()[1]
     os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     results = multiprocessing.get_context("spawn").SimpleQueue()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the processes, too: this one ends them at Ctrl-C
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the processes: this one ends them at Ctrl-C
     running = spawn(work, (processes, *arguments, results), processes, join=False, daemon=True)
-    signal.signal(signal.SIGINT, before)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         while not running.join():
             pass
