@@ -200,12 +200,16 @@ def launch(processes: int, *arguments: object) -> dict[Key, float]:
     results = multiprocessing.get_context("spawn").SimpleQueue()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the processes: this one ends them at Ctrl-C
     running = spawn(work, (processes, *arguments, results), processes, join=False, daemon=True)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while not running.join():
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         raise UserError(f"one of {processes} processes failed: {error}") from error
+    finally:  # before `results` goes, which a process that is only starting looks for
+        for process in running.processes:
+            process.terminate()
+            process.join()
     return results.get()
 
 

@@ -54,7 +54,7 @@ def test_a_file_alone_is_evaluated_on_arrays_with_an_assumed_normalisation_which
     np.save(tmp_path / "y.npy", data.test_labels.numpy())
     code, out, err = inspect(path, "--images", tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
     assert code == 0 and result_of(lenet) in out and str(tmp_path / "x.npy") in out
-    assumed = "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) are assumed, --mean and --std set others"
+    assumed = "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) are assumed, unless mean and std are given"
     assert err == f"warning: {path}: no run says how images were normalised in training: {assumed}\n"
 
 

@@ -86,7 +86,7 @@ def trained_model(
     model, run = recognise(weights, path)
     own = interface_of(model)
     if mean is None and run is None:
-        assumed = f"mean {tuple(own.mean)} and std {tuple(own.std)} are assumed, --mean and --std set others"
+        assumed = f"mean {tuple(own.mean)} and std {tuple(own.std)} are assumed, unless mean and std are given"
         warnings.warn(f"{path}: no run says how images were normalised in training: {assumed}", stacklevel=3)
     if run is not None and run.get("dataset", {}).get("name") == "synthetic":
         warnings.warn(f"{path} was trained on the synthetic stand-in: of real images it knows nothing", stacklevel=3)
