@@ -274,12 +274,12 @@ def main(call, data_dir: Path):
 def together(start):
     """Runs a script in so many processes that meet as torchrun's do, without its start of several seconds.
 
-    All their output and errors, and the first exit code that is not 0. With the `store` of processes before them, they
-    are those that torchrun starts again; with `restarts`, so are those without.
+    All their output and errors, and the first exit code that is not 0. With `restarts`, they are those that torchrun
+    starts again.
     """
 
-    def together(number: int, script: str | Path, *arguments, store=None, restarts: int = 0, **options) -> Finished:
-        store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    def together(number: int, script: str | Path, *arguments, restarts: int = 0, **options) -> Finished:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         env = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
         env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": restarts}
         env |= {"TORCHELASTIC_USE_AGENT_STORE": True}

@@ -14,7 +14,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,6 @@ class Execution:
     parallel: str  # "none", "DataParallel" or "DistributedDataParallel"
     rank: int = 0
     world_size: int = 1  # processes
-    store: dist.Store = field(default_factory=dist.HashStore)  # torchrun's, which outlives the processes
     restarted: bool = False  # whether torchrun has restarted a process
 
 
@@ -67,10 +66,10 @@ def start_execution(device: str, precision: str, gains_from_bf16: bool, data_par
     if alone:
         several = data_parallel and name == "cuda" and torch.cuda.device_count() > 1
         return Execution(torch.device(name), precision, "DataParallel" if several else "none")
-    name, store = join_processes(name)
+    name = join_processes(name)
     number = dist.get_rank(), dist.get_world_size()
     restarts = all_reduce(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))  # each machine's own
-    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, store, bool(restarts))
+    return Execution(torch.device(name), precision, "DistributedDataParallel", *number, bool(restarts))
 
 
 def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from cifar10lab.terminal.errors import UserError
 
 
-def join_processes(device: str) -> tuple[str, dist.Store]:
-    """Make the process group, unless the caller has; returns this process's device, as "cuda:1", and torchrun's store.
+def join_processes(device: str) -> str:
+    """Make the process group, unless the caller has; returns this process's device, as "cuda:1".
 
     UserError if `device` is neither "cpu" nor "cuda", or if there are fewer GPUs than processes.
     """
@@ -39,19 +39,18 @@ def join_processes(device: str) -> tuple[str, dist.Store]:
             all_reduce(torch.zeros(1))
         except RuntimeError as error:  # NCCL alone sums no CPU tensors
             raise UserError(f"the process group must sum CPU tensors, too: make it with {backend!r}") from error
-        return device, dist.HashStore()
-    launch_store, rank, world_size = next(dist.rendezvous("env://"))
+        return device
+    store, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
-    store = fresh_store(launch_store, rank, world_size)
     if hasattr(os, "SCHED_BATCH"):  # Linux
         # Gloo's network thread polls while another of its threads holds the connection's lock. If the first interrupts
         # the second on their common core, both lose up to a scheduler's tick: 1.6 ms instead of 0.16 for a sum of 65
         # numbers. Batch threads have the same share of the core, but do not interrupt each other on waking up.
         with contextlib.suppress(OSError):  # a container may forbid it: slower, no more
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    store = fresh_store(store, rank, world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
-    # Some versions of torch prefix the keys with the number of restarts.
-    return device, getattr(launch_store, "underlying_store", launch_store)
+    return device
 
 
 def is_first_report(error: str) -> bool:

@@ -11,33 +11,14 @@ from typing import NoReturn
 from tqdm import tqdm
 
 
-class LastingStream:
-    """A text stream that goes on in silence when what it writes to is gone: a terminal, or the other end of a pipe."""
+class LastingFile(io.FileIO):
+    """A file that takes what is written in silence when nobody is behind it any more: a terminal, or a pipe."""
 
-    def __init__(self, stream: io.TextIOWrapper) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
+    def write(self, content: bytes) -> int:
         try:
-            return self.stream.write(text)
+            return super().write(content)
         except OSError:
-            self.silence()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except OSError:
-            self.silence()
-
-    def silence(self) -> None:
-        """Let all that is still to come, and what is buffered, go nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.stream, name)
+            return len(content)
 
 
 def make_output_last() -> None:
@@ -49,7 +30,9 @@ def make_output_last() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             # A log file shows each line when it is written; a character that it can't show is no reason to stop.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-            setattr(sys, name, LastingStream(stream))
+            if isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):  # not the console of Windows
+                lasting = io.BufferedWriter(LastingFile(stream.fileno(), "w", closefd=False))
+                setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, stream.errors, line_buffering=True))
 
 
 def end_by_signal(number: int) -> NoReturn:
