@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -50,7 +49,7 @@ from cifar10lab.devices.execution import (
     start_execution,
     tiny_steps,
 )
-from cifar10lab.devices.processes import all_reduce, from_rank_0, is_first_report, share_buffers
+from cifar10lab.devices.processes import all_reduce, from_rank_0, share_buffers
 from cifar10lab.files.earlier import RESULTS, code_of_results, move_earlier
 from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
@@ -176,7 +175,9 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
     if all_reduce(torch.tensor(int(config != from_rank_0(config)))):
         raise UserError("the processes of a group train one model together: all must be given the same settings")
-    data, warning = from_rank_0(load_run_data(settings, execution) if execution.rank == 0 else None)
+    several = execution.parallel == "DistributedDataParallel"  # which never train on a stand-in that nobody asked for
+    dataset = settings.dataset.replace("auto", "cifar10") if several else settings.dataset
+    data, warning = from_rank_0(load_data(dataset, settings.data_dir) if execution.rank == 0 else None)
     data = hold_out(data, settings.validation_images)
     with torch.no_grad():
         interface.initialise(data.train_images)
@@ -186,16 +187,6 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     return Training(settings, execution, data, model, folder, changed, code_record(settings), started), warning
-
-
-def load_run_data(settings: Settings, execution: Execution) -> tuple[Data, str]:
-    """`load_data` for the settings. Several processes never train on a stand-in that nobody asked for: UserError."""
-    if execution.parallel != "DistributedDataParallel":
-        return load_data(settings.dataset, settings.data_dir)
-    try:
-        return load_data(settings.dataset.replace("auto", "cifar10"), settings.data_dir)
-    except UserError as error:
-        raise UserError(f"on {platform.node()}, where rank 0 is: {error}") from error
 
 
 def build_model(settings: Settings) -> nn.Module:
@@ -618,7 +609,8 @@ def main(stated_settings: Settings, description: str | None) -> None:
         if len(records) > 1 and os.environ.get("RANK", "0") == "0":
             print(f"\n{describe_seeds(records)}{beside_reference(records[0])}")
     except UserError as error:
-        fail(f"error: {error}", 2 if isinstance(error, WrongOption) else 1)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, WrongOption) else 1)
     except Interrupted as interruption:
         command = shlex.join(["python", *(word for word in sys.argv if word != "--resume"), "--resume"])
         if dist.is_torchelastic_launched():
@@ -630,14 +622,7 @@ def main(stated_settings: Settings, description: str | None) -> None:
         end_by_signal(signal.SIGINT)
     except RuntimeError as error:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
-            fail("error: there is not enough memory: try a smaller --batch-size or model")
+            sys.exit("error: there is not enough memory: try a smaller --batch-size or model")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
-            fail("error: the connection to another process is lost; its own message says why")
+            sys.exit("error: the connection to another process is lost; its own message says why")
         raise
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Exit with a message; if several of torchrun's processes have the same one, only the first prints it."""
-    if is_first_report(message):
-        print(message, file=sys.stderr)
-    sys.exit(code)

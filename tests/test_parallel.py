@@ -85,14 +85,9 @@ def test_the_error_of_rank_0_ends_every_process(together, tmp_path: Path) -> Non
     assert "the connection to another process is lost" in done.err and "Traceback" not in done.err
 
 
-def test_an_error_of_all_processes_is_said_once(together) -> None:
-    done = together(3, "original_version_model", "--lr", "x")
-    assert done.code == 2 and "--lr" in done.err and len(done.err.splitlines()) == 1, done.err
-
-
 def test_no_stand_in_that_nobody_asked_for(together, tmp_path: Path) -> None:
     done = together(2, "original_version_model", "--output", tmp_path / "out", data_dir=tmp_path / "none")
-    assert done.code == 1 and f"error: on {platform.node()}, where rank 0 is: CIFAR-10 is not in" in done.err, done.err
+    assert done.code == 1 and "error: CIFAR-10 is not in" in done.err, done.err
 
 
 # --- A group that the caller has made

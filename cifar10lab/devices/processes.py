@@ -35,10 +35,6 @@ def join_processes(device: str) -> str:
             raise UserError(f"there is no {device}: {there}, each for one process at most")
         torch.cuda.set_device(device)
     if dist.is_initialized():
-        try:
-            all_reduce(torch.zeros(1))
-        except RuntimeError as error:  # NCCL alone sums no CPU tensors
-            raise UserError(f"the process group must sum CPU tensors, too: make it with {backend!r}") from error
         return device
     store, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading
@@ -51,17 +47,6 @@ def join_processes(device: str) -> str:
     store = fresh_store(store, rank, world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     return device
-
-
-def is_first_report(error: str) -> bool:
-    """Whether no other process has reported this error since torchrun's last (re)start, as far as its store tells."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True
-    try:
-        store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=10)))
-        return store.add(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {error}", 1) == 1
-    except RuntimeError:  # the store's machine is lost
-        return True
 
 
 def fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:

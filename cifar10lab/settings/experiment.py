@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from torch import nn
 
@@ -152,16 +151,9 @@ def checked(settings: Settings) -> Settings:
     return settings
 
 
-class ScriptsParser(ArgumentParser):
-    """Raises WrongOption for wrong arguments, so that of several processes with the same ones, one prints the error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise WrongOption(message)
-
-
 def parse_arguments(stated_settings: Settings, description: str | None) -> list[Settings]:
-    """The stated settings with the command line's changes, checked, once for each seed; WrongOption if it can't be."""
-    parser, model = ScriptsParser(description=description, formatter_class=HelpFormatter), stated_settings.model
+    """The stated settings with the command line's changes, once for each seed; WrongOption for impossible ones."""
+    parser, model = ArgumentParser(description=description, formatter_class=HelpFormatter), stated_settings.model
     options, kinds = model_options(model, stated_settings.options), option_kinds(model)
     either = parser.add_mutually_exclusive_group()
     for name, field in FIELDS.items():
