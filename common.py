@@ -6,8 +6,6 @@ An experiment script states its `Settings` and calls `main`; a notebook calls `r
 Importing this runs nothing, but sets one environment variable for OpenMP.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -8,8 +8,6 @@ Runs that differ by their seed alone are one row: mean ± standard deviation. Wr
 to the current folder or --output. Without arguments and with no runs of your own it shows the reference results.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 import sys

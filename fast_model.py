@@ -12,8 +12,6 @@ learning rate two thirds. 94 % are reached with the mean over each test image an
 `mirrored_test_accuracy` in `loss.json`; the paper's are with six views.
 """
 
-from __future__ import annotations
-
 from common import Interface, Settings, main, sgd
 
 import torch

@@ -17,8 +17,6 @@ of Lightning's, or among other things. Nothing in a weights file is executed; th
 loss.json beside it names is imported for the model's class.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

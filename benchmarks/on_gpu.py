@@ -9,8 +9,6 @@ both sides, as fast_model.py is. Each part is a process of its own: one that fai
 line. After each, DIR/on_gpu.tar.gz has all that they have printed and written so far, but for weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

@@ -13,8 +13,6 @@ share + 2(n - 1) * (exchanges * latency + gradient bytes / n / bandwidth), where
 all-reduce and two for each BatchNorm. Measure while nothing else runs. --save writes scaling.json and scaling.png.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

@@ -11,8 +11,6 @@ Measure while nothing else runs, and trust the ratios more than the images/s. --
 each case.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

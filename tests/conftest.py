@@ -1,7 +1,5 @@
 """Small data sets that the tests make, and the ways in which they start the scripts."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

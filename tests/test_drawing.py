@@ -83,18 +83,25 @@ def titled(title: str) -> bytes:
 SIGN = "\ue000"  # private: of matplotlib's own fonts, one has it
 
 
-def test_signs_are_drawn_with_a_font_that_has_them(monkeypatch: pytest.MonkeyPatch, recwarn) -> None:
+def test_signs_that_no_font_has_are_said_once(capfd: pytest.CaptureFixture[str], recwarn) -> None:
+    assert titled(f"{SIGN} {SIGN} and {SIGN}").startswith(b"\x89PNG")
+    err = capfd.readouterr().err
+    assert err.startswith("warning: Glyph") and err.count("missing from") == 1 == err.count("\n"), err
+    assert not recwarn.list
+
+
+def test_signs_are_drawn_with_a_font_that_has_them(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.font_manager import fontManager
 
-    with pytest.warns(UserWarning, match="Glyph .* missing from font"):
-        boxes = titled(SIGN)
+    boxes = titled(SIGN)
+    capfd.readouterr()
     fonts = fontManager.ttflist
     (theirs,) = (
         font for font in fonts if font.name == "STIXNonUnicode" and (font.style, font.weight) == ("normal", 400)
     )
     monkeypatch.setattr(fontManager, "ttflist", [*fonts, dataclasses.replace(theirs, name=FONTS[1])])
     assert titled(SIGN) != boxes
-    assert not recwarn.list
+    assert capfd.readouterr().err == ""
 
 
 # --- Where nothing can be written

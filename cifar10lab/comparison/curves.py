@@ -3,8 +3,6 @@
 Made to be read at 830 pixels' width, which is what code hosts give a picture on a page.
 """
 
-from __future__ import annotations
-
 import textwrap
 from dataclasses import dataclass
 

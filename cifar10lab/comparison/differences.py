@@ -4,8 +4,6 @@ Runs with the same seed start from the same weights and see the images in the sa
 seeds in common are compared seed by seed. Other rows have an interval (Welch's) if each has three or more seeds.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import NamedTuple

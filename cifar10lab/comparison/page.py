@@ -1,7 +1,5 @@
 """comparison.html: the same curves to look into, in one file that needs neither network nor server."""
 
-from __future__ import annotations
-
 import html
 
 from cifar10lab.comparison.curves import COLOURS, LINES, Curve, curves_of, places, stand_in

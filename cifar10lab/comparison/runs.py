@@ -1,7 +1,5 @@
 """Saved runs, finished or in progress, as two tidy tables: one row per run, and one row per run and epoch."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -39,7 +37,7 @@ class Runs:
     epochs: pd.DataFrame
     records: list[dict]
 
-    def part(self, table: pd.DataFrame) -> Runs:
+    def part(self, table: pd.DataFrame) -> "Runs":
         """The runs in `table`, a part of this one's."""
         return Runs(table, self.epochs[self.epochs["run"].isin(table.index)], self.records)
 

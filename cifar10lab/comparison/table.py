@@ -1,7 +1,5 @@
 """The printed table: a row for the runs that differ by their seed alone, and what tells the rows apart."""
 
-from __future__ import annotations
-
 import shutil
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Training images cropped, flipped and cut out, a whole batch at a time."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

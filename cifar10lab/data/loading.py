@@ -1,7 +1,5 @@
 """CIFAR-10 as tensors: from any of the forms in which people have it, or downloaded."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """A stand-in for CIFAR-10 that needs no download: ten classes of drawn shapes and textures."""
 
-from __future__ import annotations
-
 import numpy as np
 
 TRAIN_IMAGES, TEST_IMAGES = 10_000, 2_000

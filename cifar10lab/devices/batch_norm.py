@@ -1,7 +1,5 @@
 """BatchNorm over the shares of all processes."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Where a run is trained: its device, precision and processes, and what it changes in its process meanwhile."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import ctypes

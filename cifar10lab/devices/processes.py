@@ -3,8 +3,6 @@
 In a process that was started alone, the exchanging functions give back what they get.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

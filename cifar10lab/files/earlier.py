@@ -1,7 +1,5 @@
 """Earlier runs' files, kept when another run takes their folder."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Folders that one process uses at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

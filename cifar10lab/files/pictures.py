@@ -1,10 +1,9 @@
 """Pictures as PNG, drawn with matplotlib's own defaults, whatever its user has set."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,10 +34,13 @@ def default_style() -> Iterator[None]:
         yield
 
 
-def png(figure: Figure, dpi: int) -> bytes:
-    """The figure as a PNG file, in `default_style`."""
+def png(figure: "Figure", dpi: int) -> bytes:
+    """The figure as a PNG file, in `default_style`. What matplotlib warns of, as of signs in no font, is one line."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
+    with warnings.catch_warnings(record=True) as caught:
+        figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
+    if caught:
+        print("warning:", " ".join({str(warning.message): None for warning in caught}), file=sys.stderr)
     return content.getvalue()
 
 

@@ -1,7 +1,5 @@
 """Files of tensors, whole or not there, and read without executing anything in them."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

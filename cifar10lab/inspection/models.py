@@ -1,7 +1,5 @@
 """Which model saved weights are of, and that model ready to use."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Anybody's pictures, as a network for CIFAR-10 can take them."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

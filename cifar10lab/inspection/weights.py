@@ -1,7 +1,5 @@
 """State dicts from the files that people bring, whatever lies beside or around them. Nothing in a file is executed."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections import Counter

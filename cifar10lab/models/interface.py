@@ -1,7 +1,5 @@
 """What a model may say of itself, and what it takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

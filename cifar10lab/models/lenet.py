@@ -1,7 +1,5 @@
 """The tutorial's network."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Which file a model's class is in, and how it is imported and made from there again."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

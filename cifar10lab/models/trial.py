@@ -1,7 +1,5 @@
 """One trial of a model, as it will be trained and tested, before anything is written."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """What a run keeps of its epochs and steps, and its epochs and result in words."""
 
-from __future__ import annotations
-
 import numpy as np
 
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")

@@ -1,7 +1,5 @@
 """The picture of one run, `loss.png`."""
 
-from __future__ import annotations
-
 import textwrap
 
 from cifar10lab.files.pictures import default_style, png

@@ -1,7 +1,5 @@
 """The results that come with the repository, and the original's own: how a run compares with them."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

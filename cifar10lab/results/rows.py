@@ -1,7 +1,5 @@
 """Which runs differ by nothing but their seed: they are one row of a comparison, and one figure of the reference."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable

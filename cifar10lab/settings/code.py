@@ -1,7 +1,5 @@
 """Which code a run is of."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import hashlib

@@ -1,7 +1,5 @@
 """What an experiment is: its settings, each with its flag and its limits."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect

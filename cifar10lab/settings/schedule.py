@@ -1,7 +1,5 @@
 """The learning rate, from epoch to epoch or step to step."""
 
-from __future__ import annotations
-
 import math
 
 from cifar10lab.settings.experiment import Settings

@@ -1,7 +1,5 @@
 """argparse as these scripts use it: errors on one line, defaults in the help, numbers within limits."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """Standard output that never ends a run, whatever becomes of what is behind it; progress; the end by a signal."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal
