@@ -10,13 +10,12 @@ line. After each, DIR/on_gpu.tar.gz has all that they have printed and written s
 """
 
 import contextlib
-import io
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from cifar10lab.data.loading import CLASSES, DATA_DIR, load_data
-from cifar10lab.files.writing import expanded, write_file
+from cifar10lab.files.writing import expanded
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 
@@ -114,16 +113,6 @@ def run_part(command: list, cwd: Path, log: Path, seconds: float) -> str:
     return "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
 
 
-def packed(folder: Path) -> bytes:
-    """The texts, figures and pictures in `folder`, as a .tar.gz."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".txt", ".json", ".png"):
-                archive.add(path, path.relative_to(folder.parent))
-    return buffer.getvalue()
-
-
 def main() -> None:
     """Exit codes: 0, also if parts failed; 1 if the archive can't be written; 2 for wrong arguments; 130; 143."""
     parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -162,10 +151,12 @@ def main() -> None:
             print(line, flush=True)
             summary += f"{line}\n"
             (results / "summary.txt").write_text(summary, encoding="utf-8")
+            for weights in results.rglob("*.pth"):
+                weights.unlink()
             try:
-                write_file(arguments.output / "on_gpu.tar.gz", packed(results))
-            except UserError as error:
-                sys.exit(f"error: {error}")
+                shutil.make_archive(str(arguments.output / "on_gpu"), "gztar", work, "on_gpu")
+            except OSError as error:
+                sys.exit(f"error: {arguments.output} can't be written: {error.strerror}")
 
 
 if __name__ == "__main__":
