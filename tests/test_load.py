@@ -1,7 +1,6 @@
 """common.load: a trained model, ready to use."""
 
 import copy
-import io
 import json
 import os
 import shutil
@@ -58,23 +57,9 @@ def test_bytes_and_floats_of_the_same_images_have_the_same_logits(model: torch.n
     assert model(images[:0]).shape == model(images[:0] / 255).shape == (0, 10)
 
 
-def exported_to_onnx(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    pytest.importorskip("onnxscript")
-    onnx, content = pytest.importorskip("onnx"), io.BytesIO()
-    torch.onnx.export(model, (images,), content, verbose=False)
-    reference = pytest.importorskip("onnx.reference").ReferenceEvaluator(onnx.load_from_string(content.getvalue()))
-    return torch.from_numpy(reference.run(None, {reference.input_names[0]: images.numpy()})[0])
-
-
-def vectorised(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return torch.func.vmap(model)(images[:, None])[:, 0]
-
-
 PROGRAMS = {
     "export": lambda model, images: torch.export.export(model, (images,)).module()(images),
     "compile": lambda model, images: torch.compile(model, fullgraph=True, backend="aot_eager")(images),
-    "vmap": vectorised,
-    "ONNX": exported_to_onnx,
 }
 
 
@@ -83,12 +68,6 @@ PROGRAMS = {
 def test_it_can_be_exported_and_compiled(model: torch.nn.Module, what: str) -> None:
     for images in map(some_images, ("uint8", "float")):
         assert torch.allclose(PROGRAMS[what](model, images), model(images), atol=1e-4), images.dtype
-
-
-def test_a_wide_resnet_in_vmap(tmp_path: Path) -> None:
-    torch.save(common.ResNet18(16).state_dict(), tmp_path / "wide.pth")  # its weights are channels_last
-    model, images = common.load(tmp_path / "wide.pth", mean=(0.5,) * 3, std=(0.5,) * 3), some_images("float")
-    assert torch.allclose(vectorised(model, images), model(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)

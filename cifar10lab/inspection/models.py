@@ -36,27 +36,18 @@ class TrainedModel(nn.Module):
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        # Convolutions take their layout from the weights; that of the images can't be changed within vmap.
-        self.interface = dataclasses.replace(interface_of(model), mean=mean, std=std, channels_last=False)
+        self.interface = dataclasses.replace(interface_of(model), mean=mean, std=std)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != (3, 32, 32) or not (images.dtype == torch.uint8 or images.is_floating_point()):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not uint8 or float (N, 3, 32, 32)")
         if images.is_floating_point():
-            if not torch.compiler.is_compiling() and has_other_values(images):
+            if not torch.compiler.is_compiling() and ((images < 0) | (images > 1) | images.isnan()).any():
                 raise ValueError("float images must have values from 0 to 1, before any normalisation")
             images = 255 * images.float()
         types = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
         return self.model(model_input(images, self.interface).to(next(types, torch.float32)))
-
-
-def has_other_values(images: Tensor) -> bool:
-    """Whether any value is not from 0 to 1."""
-    try:
-        return bool(((images < 0) | (images > 1) | images.isnan()).any())
-    except RuntimeError:  # within vmap no value can be looked at
-        return False
 
 
 def load(

@@ -150,7 +150,7 @@ def checked(settings: Settings) -> Settings:
 
 
 def parse_arguments(stated_settings: Settings, description: str | None) -> list[Settings]:
-    """The stated settings with the command line's changes, once for each seed; WrongOption for impossible ones."""
+    """The stated settings with the command line's changes, once for each seed; exits or raises WrongOption if they can't be."""
     parser, model = ArgumentParser(description=description, formatter_class=HelpFormatter), stated_settings.model
     options, kinds = model_options(model, stated_settings.options), option_kinds(model)
     either = parser.add_mutually_exclusive_group()
@@ -165,10 +165,8 @@ def parse_arguments(stated_settings: Settings, description: str | None) -> list[
         if kind in (bool, int, float, str):
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
             own.add_argument(flag_name(name), **how, help="of the model")
-    parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
     parser.set_defaults(**vars(stated_settings) | options)
     values = vars(parser.parse_args())
-    del values["local_rank"]
     seeds = values.pop("seeds", None)
     settings = checked(Settings(**values | {"options": {name: values.pop(name) for name in options}}))
     if seeds is None:
