@@ -150,7 +150,7 @@ def checked(settings: Settings) -> Settings:
 
 
 def parse_arguments(stated_settings: Settings, description: str | None) -> list[Settings]:
-    """The stated settings with the command line's changes, once for each seed; exits or raises WrongOption if they can't be."""
+    """The stated settings with the command line's changes, for each seed; exits or raises WrongOption otherwise."""
     parser, model = ArgumentParser(description=description, formatter_class=HelpFormatter), stated_settings.model
     options, kinds = model_options(model, stated_settings.options), option_kinds(model)
     either = parser.add_mutually_exclusive_group()
