@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10, load_test_arrays
+from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
 from cifar10lab.files.pictures import default_style, png, write_picture
 from cifar10lab.files.writing import expanded
 from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
-from cifar10lab.inspection.photos import draw_classified, read_photo
+from cifar10lab.inspection.photos import draw_classified, load_test_arrays, read_photo
 from cifar10lab.inspection.weights import read_weights
 from cifar10lab.results.rows import REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within

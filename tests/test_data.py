@@ -26,7 +26,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from cifar10lab.data import loading
-from cifar10lab.data.loading import CLASSES, DataUnavailable, load_cifar10, load_data, load_test_arrays
+from cifar10lab.data.loading import CLASSES, DataUnavailable, load_cifar10, load_data
+from cifar10lab.inspection.photos import load_test_arrays
 from cifar10lab.terminal.errors import UserError
 from original_version_model import SETTINGS as LENET
 

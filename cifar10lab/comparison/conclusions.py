@@ -1,34 +1,31 @@
 """The reference's page and picture: its results, and its verdicts on the original's conclusions."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
 from cifar10lab.comparison.differences import INTERVAL, difference
-from cifar10lab.comparison.runs import Runs, first_reached, values
+from cifar10lab.comparison.runs import Runs, first_reached, values, without_seed
 from cifar10lab.comparison.table import notes, span, table_rows
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.results.reference import mean_text, original_run
-from cifar10lab.results.rows import without_seed
 
-NOTE = """Written by `python compare_results.py --conclusions`: don't edit. The images were an image-folder copy of
-CIFAR-10 in lossless WebP, pixel-exact but for 98 of the 60,000. A row is the runs that differ by their seed alone: mean
-± standard deviation. `best (epoch)`, in per cent, was chosen on the test images, or on validation images where there
-are any. `gap`: training minus test accuracy at the end, in points. `seconds`: of training alone, shortest to longest
-run. The original's: single runs of [original.json](original.json)."""
+NOTE = """Written by `python compare_results.py --conclusions`: don't edit. Images: an image-folder copy of CIFAR-10,
+pixel-exact but for 98 of the 60,000. A row is the runs that differ by their seed alone: mean ± standard deviation.
+`best (epoch)`, in per cent: chosen on test or, where there are any, validation images. `gap`: training less test
+accuracy, in points. `seconds`: of training, shortest to longest. The original's: single runs, [here](original.json)."""
 RULES = f"""What is compared was named beforehand, not chosen by its result. {INTERVAL}.
 Within it a difference is undecided, without one it can't be judged. A time is the epochs to an accuracy by the seconds
 that `benchmarks/throughput.py` measured for both side by side; it is decided where all seeds agree. A speed-up is
 considerable if it is more than half of what the further devices could add."""
 MARKDOWN = {"index": False, "disable_numparse": True}  # numbers as they are
-HOLDS, CONTRADICTED, PARTLY = "holds", "is contradicted", "holds in part"
+HOLDS, PARTLY, CONTRADICTED = "holds", "holds in part", "is contradicted"
 UNDECIDED, OPEN = "undecided", "can't be judged"
 RESNET, LENET, TUNED = "ResNet-18, 25 epochs", "LeNet, 50 epochs", "tuned LeNet"
 NAMED = {  # by their folders in modelset/reference/; the first six are in the picture
@@ -86,10 +83,9 @@ def compared(claim: str, less: pd.Series, more: pd.Series, judged: bool = True) 
     """What `more` has more than `less`, each per cent by seed; with the verdict on that if it is `judged`."""
     if less.empty or more.empty:
         return claim, "not trained", "", OPEN
-    found = difference(less, more)
-    outcome = HOLDS if found.value > found.error else CONTRADICTED if found.value < -found.error else UNDECIDED
-    outcome = OPEN if math.isnan(found.error) else outcome
-    return claim, f"{found} points", found.seeds + found.by_seed, outcome if judged else ""
+    value, error, seeds, by_seed = found = difference(less, more)
+    outcome = HOLDS if value > error else CONTRADICTED if value < -error else OPEN if math.isnan(error) else UNDECIDED
+    return claim, f"{found} points", seeds + by_seed, outcome if judged else ""
 
 
 def model_choice(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
@@ -101,20 +97,18 @@ def model_choice(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
 
 def efficiency(runs: Runs, rows: dict[str, pd.DataFrame], throughput: list[dict]) -> Iterator[Evidence]:
     """ResNet-18's accuracy less LeNet's, and the time of each to 60 and 65 %: its epochs, by the seconds measured."""
-    rates = {case["experiment"]: case["pipeline_images_per_second"] for case in throughput if case["device"] == "cpu"}
+    seconds = {case["experiment"]: 50_000 / median(case["pipeline_images_per_second"]) for case in throughput}
     for both in ((RESNET, LENET), (RESNET, TUNED)):
         more, less = (values(rows[name], "test_accuracy") for name in both)
         yield compared(f"{RESNET}: more accurate than {both[1]}", less, more)
-        for accuracy in (60, 65) if all(len(rows[name]) and MEASURED[name] in rates for name in both) else ():
-            reached, times = first_reached(runs, accuracy)["epoch"], []
-            for name in both:
-                epochs = reached.reindex(rows[name].index, fill_value=math.inf)
-                times.append(epochs * 50_000 / pd.Series(rates[MEASURED[name]]).median())
-            sooner, later = times[0].max() < times[1].min(), times[0].min() > times[1].max()
+        for accuracy in (60, 65) if all(MEASURED[name] in seconds for name in both) else ():
+            reached = first_reached(runs, accuracy)["epoch"]
+            epochs = [reached.reindex(rows[name].index, fill_value=math.inf) for name in both]
+            resnet, lenet = times = [one * seconds[MEASURED[name]] for one, name in zip(epochs, both, strict=True)]
+            outcome = HOLDS if resnet.max() < lenet.min() else CONTRADICTED if resnet.min() > lenet.max() else UNDECIDED
             measured = " against ".join("never" if math.inf in set(one) else f"{span(one)} s" for one in times)
-            outcome = HOLDS if sooner else CONTRADICTED if later else UNDECIDED
-            seeds = f"{len(more)} and {len(less)} seeds"
-            yield f"{RESNET}: sooner at {accuracy} % than {both[1]}", measured, seeds, outcome
+            claim, seeds = f"{RESNET}: sooner at {accuracy} % than {both[1]}", f"{len(resnet)} and {len(lenet)} seeds"
+            yield claim, measured, seeds, outcome
 
 
 def regularisation(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
@@ -129,11 +123,11 @@ def regularisation(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
 def several_devices(scaling: dict) -> Iterator[Evidence]:
     """Each speed-up measured: considerable if it is more than half of what the further devices could add."""
     for case in scaling["cases"]:
-        for measured in [one for one in case["measured"] if one["devices"] > 1]:
-            devices, speedup = f"{measured['devices']} {scaling['devices']}", measured["speedup"]
-            claim = f"{case['model']}, batch size {case['batch_size']}: {devices} ({measured['parallel']})"
-            outcome = HOLDS if speedup > (measured["devices"] + 1) / 2 else CONTRADICTED
-            yield claim, f"{speedup:.2f} times as fast as one", "", outcome
+        for several in case["measured"][1:]:
+            devices, speedup = several["devices"], several["speedup"]
+            claim = f"{case['model']}, batch size {case['batch_size']}: {devices} {scaling['devices']}"
+            outcome = HOLDS if speedup > (devices + 1) / 2 else CONTRADICTED
+            yield f"{claim} ({several['parallel']})", f"{speedup:.2f} times as fast as one", "", outcome
     if scaling["devices"] != "GPUs":
         yield "several GPUs", "not measured", "", OPEN
 
@@ -148,32 +142,26 @@ def combined(verdicts: list[str]) -> str:
 
 @default_style()
 def draw_results(runs: Runs) -> bytes:
-    """Left, scripts' test accuracies at the end, a dot a seed; right, training and test accuracy of three LeNets."""
+    """Left, scripts' test accuracies at the end, a dot a seed; right, mean training and test accuracy of LeNets."""
     figure, rows = Figure(figsize=(WIDTH, 4.5), layout="constrained"), named_rows(runs)
     left, right = figure.subplots(1, 2, width_ratios=[5, 4])
     scripts = [name for name in list(NAMED)[:6] if len(rows[name])]
     for place, name in enumerate(scripts):
         accuracies, device = values(rows[name], "test_accuracy"), rows[name].iloc[0]["device"]
         left.plot(accuracies, [place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
-        original = original_run(runs.records[rows[name].index[0]]["config"])
-        if original and original["last"] is not None:
-            left.plot(original["last"], place - 0.2, "*", ms=10, markerfacecolor="none", markeredgecolor="black")
+        original = (original_run(runs.records[rows[name].index[0]]["config"]) or {}).get("last") or math.nan
+        left.plot(original, place - 0.2, "*", ms=10, markerfacecolor="none", markeredgecolor="black")
         left.text(102, place, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
         scripts[place] = name if device == "cpu" else f"{name}\n{device}"
     left.set_yticks(range(len(scripts)), scripts)
     left.set(xlim=(55, 101), ylim=(len(scripts) - 0.5, -0.5), xlabel="test accuracy after the last epoch (%)")
-    left.set_title("● a seed   ☆ the original   right: the mean", fontsize=10, loc="left")
+    left.set_title("● a seed   ☆ the original   right: the mean")
     left.grid(alpha=0.3, axis="x")
-    for place, (name, colour) in enumerate(zip(("LeNet", "LeNet + L2", "LeNet + dropout"), COLOURS[1:4], strict=True)):
-        train, test = rows[f"{name}, 200 epochs"][["train_accuracy", "test_accuracy"]].mean()
-        right.plot([place, place], [test, train], color=colour, linewidth=3, alpha=0.4)
-        right.plot(place, test, "o", color=colour, markersize=9)
-        right.plot(place, train, "o", color=colour, markersize=9, markerfacecolor="white", markeredgewidth=2)
-        texts = {test: f"{test:.1f}", train: f"{train:.1f}", (test + train) / 2: f"gap {train - test:.0f}"}
-        for y, text in texts.items():
-            right.text(place + 0.12, y, text, va="center")
-    right.set_xticks(range(3), ["plain", "L2", "dropout"])
-    right.set(xlim=(-0.4, 2.9), ylim=(55, 102), ylabel="mean accuracy (%)")
-    right.set_title("LeNet, 200 epochs: ○ training   ● test", fontsize=10, loc="left")
-    right.grid(alpha=0.3, axis="y")
+    lenets = dict(zip(("plain", "L2", "dropout"), [rows[name] for name in list(NAMED)[6:9]], strict=True))
+    for shift, column, colour in ((-0.2, "train_accuracy", COLOURS[1]), (0.2, "test_accuracy", COLOURS[0])):
+        places, means = [place + shift for place in range(3)], [row[column].mean() for row in lenets.values()]
+        right.bar_label(right.bar(places, means, 0.38, color=colour), fmt="%.1f", padding=2)
+    right.set_xticks(range(3), [f"{name}\ngap {row['gap'].mean():.0f}" for name, row in lenets.items()])
+    right.set(ylim=(0, 118), ylabel="mean accuracy after the last epoch (%)", title="LeNet, 200 epochs")
+    right.legend(["training", "test"], ncols=2)
     return png(figure, DPI)

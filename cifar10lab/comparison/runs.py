@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cifar10lab.results import rows
-from cifar10lab.results.rows import REFERENCE, recorded, row_key, without_seed
+from cifar10lab.results.rows import REFERENCE, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
@@ -84,7 +85,7 @@ def named(names: pd.Series, what: str, values: pd.Series) -> pd.Series:
 
 def read_runs(paths: list[Path]) -> Runs:
     """All runs in these folders and files. Other files are skipped with a warning; UserError if no run is left."""
-    records, columns, histories = {}, [], []
+    records, columns, keys, histories = {}, [], [], []
     for path in find_runs(paths):
         try:
             record, row, history = read_run(path)
@@ -94,16 +95,34 @@ def read_runs(paths: list[Path]) -> Runs:
             continue
         histories.append(history.assign(run=len(records)))
         columns.append(row)
+        keys.append(json.dumps([row["reference"], row_key(record)]))
         records[path] = record
     if not records:
         raise UserError(f"no loss.json to compare in {', '.join(map(str, paths))}")
-    table, paths = pd.DataFrame(columns), list(records)
-    for number, group in enumerate(rows.row_groups(records)):
-        for row in group:
-            runs = sorted(paths.index(path) for path in row)
-            table.loc[runs, ["group", "row"]] = number, runs[0]
+    table = with_rows(pd.DataFrame(columns), pd.Series(keys))
     best_first = table.groupby("row")["test_accuracy"].transform("mean").sort_values(ascending=False, kind="stable")
     return Runs(table.loc[best_first.index], pd.concat(histories, ignore_index=True), list(records.values()))
+
+
+def with_rows(table: pd.DataFrame, keys: pd.Series) -> pd.DataFrame:
+    """The table with the numbers of each run's `group` and `row`.
+
+    A group is the runs of the same key and model code; one that isn't recorded matches any other. It is one row, unless
+    it has two runs of the same seed, which are never averaged: then each folder, `without_seed`, is a row, or each run.
+    """
+    codes = table["model_code"].where(table["model_code"] != "")
+    groups = keys + codes.where(codes.groupby(keys).transform("nunique") > 1).fillna("")
+    labels = keys.map(lambda _: "")
+    for finer in (table["file"].map(lambda file: str(without_seed(Path(file)))), table["file"]):
+        twice = pd.concat([groups, labels, table["seed"]], axis=1).duplicated().groupby(groups).transform("any")
+        labels = labels.where(~twice, finer)
+    return table.assign(group=groups.factorize()[0], row=(groups + labels).factorize()[0])
+
+
+def without_seed(path: Path) -> Path:
+    """The path without its seed: a/seed=1 -> a, a/epochs=50,seed=1 -> a/epochs=50."""
+    parts = (",".join(word for word in part.split(",") if not re.fullmatch(r"seed=\d+", word)) for part in path.parts)
+    return Path(*filter(None, parts))
 
 
 def find_runs(paths: list[Path]) -> list[Path]:

@@ -160,16 +160,6 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     return data_of(arrays, "cifar10", source)
 
 
-def load_test_arrays(images: Path, labels: Path) -> Data:
-    """Test images, uint8 (N, 32, 32, 3), and labels, (N,), from two .npy files, such as CIFAR-10.1's; no others."""
-    arrays = []
-    for path in (images, labels):
-        with readable(path):
-            arrays.append(np.load(path, allow_pickle=False))
-    arrays = images_and_labels(*arrays, f"{images} with {labels}")
-    return data_of([NO_IMAGES.numpy(), NO_LABELS.numpy(), *arrays], "cifar10", str(images))
-
-
 def find_data(data_dir: Path) -> Form:
     """The form of CIFAR-10 that lies nearest in `data_dir`, at most three folders down; UserError if there is none."""
     level = [data_dir]

@@ -1,4 +1,4 @@
-"""Anybody's pictures, as a network for CIFAR-10 can take them."""
+"""Anybody's pictures and arrays, as a network for CIFAR-10 can take them."""
 
 import warnings
 from pathlib import Path
@@ -7,11 +7,21 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cifar10lab.data.loading import CLASSES
+from cifar10lab.data.loading import CLASSES, NO_IMAGES, NO_LABELS, Data, data_of, images_and_labels, readable
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.terminal.errors import UserError
 
 DRAWN_PIXELS = 400  # of a drawn picture's longer side, at most
+
+
+def load_test_arrays(images: Path, labels: Path) -> Data:
+    """Test images, uint8 (N, 32, 32, 3), and labels, (N,), from two .npy files, such as CIFAR-10.1's; no others."""
+    arrays = []
+    for path in (images, labels):
+        with readable(path):
+            arrays.append(np.load(path, allow_pickle=False))
+    arrays = images_and_labels(*arrays, f"{images} with {labels}")
+    return data_of([NO_IMAGES.numpy(), NO_LABELS.numpy(), *arrays], "cifar10", str(images))
 
 
 def read_photo(path: Path) -> tuple[np.ndarray, np.ndarray]:

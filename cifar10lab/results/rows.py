@@ -1,8 +1,5 @@
 """Which runs differ by nothing but their seed: they are one row of a comparison, and one figure of the reference."""
 
-import json
-import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MODELSET = Path(__file__).resolve().parents[2] / "modelset"
@@ -43,37 +40,3 @@ def row_key(run: dict) -> dict[str, object]:
 def model_code(run: dict) -> str:
     """The hash of the run's script and model; "", which matches any other, if it isn't recorded."""
     return recorded(run, "code", "model_code")
-
-
-def without_seed(path: Path) -> Path:
-    """The path without its seed: a/seed=1 -> a, a/epochs=50,seed=1 -> a/epochs=50."""
-    parts = (",".join(word for word in part.split(",") if not re.fullmatch(r"seed=\d+", word)) for part in path.parts)
-    return Path(*filter(None, parts))
-
-
-def row_groups(runs: dict[Path, dict]) -> list[list[list[Path]]]:
-    """The runs' files in groups of rows; only their folders tell the rows of a group apart.
-
-    The runs of a row have the same `row_key` and `model_code`, and all or none are the reference's. A group is one row,
-    unless it has two runs of the same seed, which are never averaged: then each folder, `without_seed`, is a row, or
-    each run.
-    """
-    found = []
-    for same in partition(runs, lambda path: json.dumps([REFERENCE in path.resolve().parents, row_key(runs[path])])):
-        several = len({model_code(runs[path]) for path in same} - {""}) > 1
-        for group in partition(same, lambda path: model_code(runs[path])) if several else [same]:
-            rows = [group]
-            for folder in (without_seed, str):
-                seeds = [[runs[path]["config"]["seed"] for path in row] for row in rows]
-                if any(len(set(row)) < len(row) for row in seeds):
-                    rows = partition(group, folder)
-            found.append(rows)
-    return found
-
-
-def partition(paths: Iterable[Path], by: Callable[[Path], object]) -> list[list[Path]]:
-    """The paths in lists of the same value `by(path)`, in the order of their first paths."""
-    groups: dict[object, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(by(path), []).append(path)
-    return list(groups.values())
