@@ -35,7 +35,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10lab.data.augmentation import augment, cut_out, pad
+from cifar10lab.data.augmentation import augment, cut_out, pad, scaled
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
 from cifar10lab.devices.execution import (
     Execution,
@@ -73,7 +73,7 @@ from cifar10lab.settings.experiment import (
     parse_arguments,
     settings_of_script,
 )
-from cifar10lab.settings.schedule import learning_rate
+from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption
 from cifar10lab.terminal.output import end_by_signal, make_output_last, progress_bar
 
@@ -180,7 +180,7 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     with torch.no_grad():
         interface.initialise(data.train_images)
     last_batch = len(data.train_labels) % settings.batch_size or settings.batch_size
-    try_model(model, execution, last_batch // execution.world_size)
+    try_model(model, execution, sizes_of(settings), last_batch // execution.world_size)
     differing = differences(config, config_of(stated_settings))
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -259,11 +259,12 @@ def read_saved(path: Path) -> dict:
 def check_same_run(saved: dict, training: Training, path: Path) -> None:
     """UserError that lists how settings or data differ from those of `saved`, a checkpoint or a run's record.
 
-    A checkpoint may be given more epochs if the learning rate doesn't depend on their number.
+    A checkpoint may be given more epochs if neither the learning rate nor the images' size depends on their number.
     """
     settings, before = training.settings, saved["config"]
     changed = differences(config_of(settings), before)
-    if settings.schedule == "constant" and settings.epochs >= before["epochs"] and "result" not in saved:
+    independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1
+    if independent and settings.epochs >= before["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
     texts = [f"{name} {before.get(name)} -> {value}" for name, value in changed.items()]
     data, before = training.data, saved["dataset"]
@@ -404,6 +405,7 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
         images = model_input(images, interface_of(training.model))
         if settings.cutout:
             images = cut_out(images, centres[:, positions], settings.cutout)
+        images = scaled(images, resolution(settings, epoch))
         batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
         yield batches, [len(positions) for positions in chunk], rates
@@ -428,7 +430,7 @@ def train_chunk(
 
     `sizes` are those of the whole batches. Returns each share's loss, summed over its images, float32 (batches,).
     """
-    training.model.train()
+    set_mode(training, train=True)
     losses, parameters, world_size = [], list(training.model.parameters()), training.execution.world_size
     weights = {size: torch.full((), world_size / size, device=training.execution.device) for size in set(sizes)}
     smoothing = training.settings.label_smoothing
@@ -442,6 +444,14 @@ def train_chunk(
         training.optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)
+
+
+def set_mode(training: Training, train: bool) -> None:
+    """Put the model into train or eval mode, and an optimizer that has modes, as those of the package schedulefree."""
+    training.model.train(train)
+    switch = getattr(training.optimizer, "train" if train else "eval", None)
+    if switch:
+        switch()
 
 
 def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str, float]:
@@ -466,7 +476,7 @@ def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool 
     image's and its mirror image's.
     """
     execution, network, sums = training.execution, InPrecision(training.model, training.execution.precision), []
-    training.model.eval()
+    set_mode(training, train=False)
     with torch.no_grad():
         for batch in torch.arange(len(labels), device=images.device).split(EVALUATION_BATCH_SIZE[images.device.type]):
             check_signals(training)

@@ -248,7 +248,7 @@ def test_runs_of_other_settings_are_rows_of_their_own(tables) -> None:
     augmented = names(*(invented(LENET, augment=True, lr=lr) for lr in (0.1, 0.2, 0.3)), invented(LENET, lr=0.4))
     assert augmented == ["LeNet, lr 0.1", "LeNet, lr 0.2", "LeNet, lr 0.3", "LeNet, lr 0.4, no augment"]
     older = invented(RESNET)
-    del older["config"]["nesterov"], older["config"]["optimizer"]
+    del older["config"]["nesterov"], older["config"]["resolutions"], older["config"]["optimizer"]
     assert names(older, invented(RESNET, seed=1)) == ["ResNet18"], "a setting that a file does not name is off"
     assert len(names(older, invented(RESNET, seed=1, nesterov=True))) == 2
     assert names(invented(LENET), invented(LENET, seed=1, flips="alternating")) == ["LeNet"], "nothing without augment"

@@ -131,6 +131,8 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
         ({"epochs": 1.5}, "--epochs can't be '1.5': expected a whole number of at least 1"),
         ({"lr": float("inf")}, "--lr can't be 'inf'"),
         ({"lr": None}, "--lr can't be 'None'"),
+        ({"resolutions": "24,33"}, "--resolutions can't be '24,33'"),
+        ({"resolutions": "28,32"}, "LeNet can't be trained on images (2, 3, 28, 28)"),
         ({"augment": "no"}, "--augment can't be 'no'"),
         ({"nesterov": True, "momentum": 0}, "--nesterov needs a --momentum"),
         ({"options": {"dropout": nn.ReLU}}, "--dropout can't be <class 'torch.nn.modules.activation.ReLU'>"),
@@ -304,7 +306,7 @@ class Compiled(Pooled):
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize("model", [Lazy, WeightNormalised, Keeps, Odd, Compiled])
 def test_what_a_plain_loop_trains_is_trained_and_loaded(data_dir: Path, tmp_path: Path, model: type) -> None:
-    settings = settings_for(data_dir, tmp_path, model=model, epochs=2, batch_size=33)  # 100 images
+    settings = settings_for(data_dir, tmp_path, model=model, epochs=2, batch_size=33, resolutions="24,32")  # 100 images
     record = common.run(settings)
     assert not any("_orig_mod" in name for name in torch.load(tmp_path / "model.pth", weights_only=True))
     assert loaded_loss(tmp_path, data_dir) == pytest.approx(record["history"]["test_loss"][-1], rel=1e-5)
@@ -365,7 +367,7 @@ class Changing(Pooled):
 def test_a_trial_leaves_the_model_and_the_random_numbers_as_they_were() -> None:
     model = Changing()
     before, numbers = common.weights_on_cpu(model), torch.get_rng_state()
-    try_model(model, Execution(torch.device("cpu"), "fp32", "none"))
+    try_model(model, Execution(torch.device("cpu"), "fp32", "none"), [24, 32])
     after = common.weights_on_cpu(model)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert model.training and all(parameter.grad is None for parameter in model.parameters())

@@ -258,6 +258,7 @@ NARROW = dataclasses.replace(RESNET, options={"width": 4})
         (DROPOUT, {"model": common.ResNet18, "options": {"width": 4}}, "model LeNet -> ResNet18"),
         (DROPOUT, {"checksum": "another"}, "other images or in another order: test -> test"),
         (NARROW, {"epochs": 30}, "epochs 25 -> 30"),  # annealed
+        (dataclasses.replace(NARROW, schedule="constant", resolutions="16,32"), {"epochs": 30}, "epochs 25 -> 30"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -108,6 +108,7 @@ WRONG_ARGUMENTS = [
     "--dropout 1",
     "--dropout nan",
     "--device tpu",
+    "--resolutions 24;28",
     "--seeds 0",
     "--seeds 0,0",
     "--width 64",

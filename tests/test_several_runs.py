@@ -35,7 +35,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[common.Settings
 
 
 def test_a_number_of_seeds_begins_with_0(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    settings = parsed(monkeypatch, "--seeds", "2")
+    settings = parsed(monkeypatch, "--seeds", "2", "--local-rank=0")  # as torch.distributed.launch says it
     assert [one.seed for one in settings] == [0, 1] and {one.output for one in settings} == {None}
     with pytest.raises(SystemExit, match="2"):
         parsed(monkeypatch, "--seed", "1", "--seeds", "2")

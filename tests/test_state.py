@@ -11,7 +11,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from conftest import prepared, same_losses, small_data
+from conftest import prepared, read_run, same_losses, same_weights, small_data, weights_of
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -167,6 +167,41 @@ def test_the_threads_in_use_are_recorded(size: int, threads: int) -> None:
 
 
 # --- The optimizer
+
+
+class Modes(torch.optim.SGD):
+    """Halves the weights for evaluation: which ones are tested and saved can be seen to the last bit."""
+
+    def switch(self, mode: str, factor: float) -> None:
+        if self.param_groups[0].setdefault("mode", "train") != mode:
+            self.param_groups[0]["mode"] = mode
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data *= factor
+
+    def train(self) -> None:
+        self.switch("train", 2)
+
+    def eval(self) -> None:
+        self.switch("eval", 0.5)
+
+
+class InModes(common.LeNet):
+    def cifar10_interface(self) -> common.Interface:
+        optimizer = Modes(self.parameters(), lr=0.001, momentum=0.9, fused=True)
+        return dataclasses.replace(common.LeNet.cifar10_interface, optimizer=lambda settings: optimizer)
+
+
+def test_an_optimizer_with_modes_is_told_which_it_is(reference, data_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(data_dir, tmp_path / "a", model=InModes)
+    record = common.run(settings)
+    plain = reference("original_version_model", "--epochs", 2)
+    assert record["history"]["train_loss"] == read_run(plain)["history"]["train_loss"]
+    halved = {name: values / 2 for name, values in weights_of(plain / "model.pth").items()}
+    assert all(np.array_equal(halved[name], values) for name, values in weights_of(tmp_path / "a/model.pth").items())
+    run_in_two_parts(dataclasses.replace(settings, output=tmp_path / "b"))
+    assert same_losses(tmp_path / "a", tmp_path / "b")
+    for name in ("model.pth", "best_model.pth"):
+        assert same_weights(tmp_path / "a" / name, tmp_path / "b" / name)
 
 
 class TwoRates(nn.Module):

@@ -63,7 +63,7 @@ def images_of(run: common.Training, epoch: int, step: int = 0) -> torch.Tensor:
     return torch.cat([images for batches, *_ in common.epoch_chunks(run, epoch, step) for images, _ in batches])
 
 
-@pytest.mark.parametrize(("world_size", "settings"), [(2, LENET), (3, FAST)])
+@pytest.mark.parametrize(("world_size", "settings"), [(2, LENET), (3, dataclasses.replace(FAST, resolutions="24"))])
 def test_processes_share_out_the_same_batches(world_size: int, settings: common.Settings) -> None:
     def batches(execution: Execution) -> list[tuple[torch.Tensor, torch.Tensor]]:
         run = prepared(settings, small_data(50), execution=execution, batch_size=7)
@@ -154,6 +154,28 @@ def test_schedules_fall_from_lr_to_zero_over_the_runs_own_epochs() -> None:
     assert {common.learning_rate(LENET, epoch) for epoch in range(1, 6)} == {0.001}
     linear = dataclasses.replace(LENET, schedule="linear", lr=0.5, epochs=4)
     assert [common.learning_rate(linear, epoch, done) for epoch in (1, 4) for done in (0, 1)] == [0.5, 0.375, 0.125, 0]
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "expected"),
+    [("24,28,32", [24] * 3 + [28] * 3 + [32] * 2), ("28,24", [28] * 2 + [24]), ("", [32] * 2)],
+)
+def test_each_resolution_has_an_equal_part_of_the_epochs(resolutions: str, expected: list[int]) -> None:
+    settings = dataclasses.replace(RESNET, epochs=len(expected), resolutions=resolutions)
+    assert [common.resolution(settings, epoch) for epoch in range(1, settings.epochs + 1)] == expected
+
+
+def test_images_are_scaled_after_augmentation_and_tested_at_full_size(tmp_path: Path) -> None:
+    changes = {"epochs": 2, "batch_size": 20, "options": {"width": 4}}
+    small, full = (prepared(RESNET, small_data(), tmp_path, **changes, resolutions=sizes) for sizes in ("16,32", ""))
+    # Half the size, bilinearly: the mean of four pixels.
+    assert torch.allclose(images_of(small, 1), F.avg_pool2d(images_of(full, 1), 2), atol=1e-6)
+    assert torch.equal(images_of(small, 2), images_of(full, 2))
+    seen = []
+    small.model.register_forward_pre_hook(lambda model, inputs: seen.append((model.training, inputs[0].shape[2])))
+    common.train(small, common.State())
+    assert {size for training, size in seen if not training} == {32}
+    assert {size for training, size in seen if training} == {16, 32}
 
 
 def test_one_cycle_rises_and_falls_once_step_by_step(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ def join_processes(device: str) -> str:
             raise UserError(f"there is no {device}: {there}, each for one process at most")
         torch.cuda.set_device(device)
     if dist.is_initialized():
+        try:
+            all_reduce(torch.zeros(1))
+        except RuntimeError as error:  # NCCL alone sums no CPU tensors
+            raise UserError(f"the process group must sum CPU tensors, too: make it with {backend!r}") from error
         return device
     store, rank, world_size = next(dist.rendezvous("env://"))
     wait = timedelta(hours=2)  # the others wait while rank 0 may be downloading

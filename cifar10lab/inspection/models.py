@@ -136,7 +136,7 @@ def model_of(run: dict) -> nn.Module:
         raise UserError(f"{name} can't be made again: {source} has no such class")
     model = make_model(kind, {name: value for name, value in run["config"].items() if name not in FIELDS})
     if any(map(is_lazy, model.parameters())):
-        try_model(model, Execution(torch.device("cpu"), "fp32", "none"))
+        try_model(model, Execution(torch.device("cpu"), "fp32", "none"), sizes=[])
     return model
 
 

@@ -9,8 +9,8 @@ from cifar10lab.models.interface import interface_of, model_input
 from cifar10lab.terminal.errors import UserError, in_one_line
 
 
-def try_model(model: nn.Module, execution: Execution, smallest: int = 2) -> None:
-    """Test the model on two black images and train it on them; UserError with the reason if it fails.
+def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest: int = 2) -> None:
+    """Test the model on two 32x32 images and train it on two of each of `sizes`; UserError with the reason if it fails.
 
     `smallest` is how many images a process has in the smallest step: if only one, the model is trained on one, too.
     Its weights and buffers stay; it is then on the device, in train mode, and its lazy layers have shapes.
@@ -18,13 +18,14 @@ def try_model(model: nn.Module, execution: Execution, smallest: int = 2) -> None
     device = execution.device
     model.to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        attempt(model, execution, 2, training=False)
+        attempt(model, execution, (2, 3, 32, 32), training=False)
         parameters = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
         places = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
         buffers = [(module, name, buffer, buffer.clone()) for module, name, buffer in places]
-        attempt(model, execution, 2, training=True)
+        for size in sizes:
+            attempt(model, execution, (2, 3, size, size), training=True)
         if smallest < 2:
-            attempt(model, execution, 1, training=True)
+            attempt(model, execution, (1, 3, sizes[-1], sizes[-1]), training=True)
     with torch.no_grad():
         for parameter, value in parameters:
             parameter.copy_(value)
@@ -34,9 +35,9 @@ def try_model(model: nn.Module, execution: Execution, smallest: int = 2) -> None
     model.train()
 
 
-def attempt(model: nn.Module, execution: Execution, count: int, training: bool) -> None:
-    """Forward, and backward if `training`, on so many images. UserError if that fails or gives no logits."""
-    device, shape = execution.device, (count, 3, 32, 32)
+def attempt(model: nn.Module, execution: Execution, shape: tuple[int, ...], training: bool) -> None:
+    """Forward, and backward if `training`, on black images (N, 3, H, W). UserError if that fails or gives no logits."""
+    device, count = execution.device, shape[0]
     few = "" if count > 1 else ", as some steps have with this --batch-size"
     cant = f"{type(model).__name__} can't be {'trained' if training else 'tested'} on images {shape}{few}"
     model.train(training)

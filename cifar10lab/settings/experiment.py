@@ -20,8 +20,17 @@ from cifar10lab.models.source import HERE, import_source, option_kinds
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, flag_name, number_within
 from cifar10lab.terminal.errors import WrongOption
 
+RESOLUTIONS_HELP = "training images' sizes, as 24,28,32, each for an equal part of the epochs; tested at 32"
 CUTOUT_HELP = "with --augment: side of a square without content; 0: none"
 VALIDATION_HELP = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
+
+
+def image_sizes(text: str) -> str:
+    """ "24, 28,32" -> "24,28,32"; "" for none. ValueError for anything but sizes from 1 to 32 pixels."""
+    sizes = [int(word) for word in text.split(",")] if text else []
+    if not all(1 <= size <= 32 for size in sizes):
+        raise ValueError("sizes are from 1 to 32 pixels")
+    return ",".join(map(str, sizes))
 
 
 def flag(
@@ -61,6 +70,7 @@ class Settings:
     nesterov: bool = choice("Nesterov's momentum, with SGD", False, True, action=argparse.BooleanOptionalAction)
     weight_decay: float = flag("L2 regularisation; as the optimizer defines it", number_within(float, 0, math.inf), 0.0)
     schedule: str = choice("of the learning rate, over the run's epochs", "constant", "cosine", "linear", "one-cycle")
+    resolutions: str = flag(RESOLUTIONS_HELP, image_sizes, "", metavar="PIXELS")
     label_smoothing: float = flag("part of each label that is shared by all classes", number_within(float, 0, 1), 0.0)
     augment: bool = choice("random crop and horizontal flip", False, True, action=argparse.BooleanOptionalAction)
     crop_padding: int = flag("with --augment: crops are shifted so far", number_within(int, 0, 32), 4, metavar="PIXELS")
@@ -83,7 +93,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 # options come after the first four.
 RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule", "precision", "epochs", "seed",
             "nesterov", "label_smoothing", "crop_padding", "padding_mode", "flips", "validation_images",
-            "optimizer", "cutout")  # fmt: skip
+            "resolutions", "optimizer", "cutout")  # fmt: skip
 
 
 def model_options(model: type[nn.Module], given: Mapping[str, object]) -> dict[str, object]:
@@ -165,8 +175,10 @@ def parse_arguments(stated_settings: Settings, description: str | None) -> list[
         if kind in (bool, int, float, str):
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
             own.add_argument(flag_name(name), **how, help="of the model")
+    parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
     parser.set_defaults(**vars(stated_settings) | options)
     values = vars(parser.parse_args())
+    del values["local_rank"]
     seeds = values.pop("seeds", None)
     settings = checked(Settings(**values | {"options": {name: values.pop(name) for name in options}}))
     if seeds is None:

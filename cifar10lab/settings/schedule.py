@@ -1,10 +1,21 @@
-"""The learning rate, from epoch to epoch or step to step."""
+"""The learning rate and the size of the training images, from epoch to epoch."""
 
 import math
 
 from cifar10lab.settings.experiment import Settings
 
 ONE_CYCLE_PEAK = 0.23  # the part of the run at which the learning rate is highest, as in fast_model.py's paper
+
+
+def sizes_of(settings: Settings) -> list[int]:
+    """The training images' sizes in pixels, in the order of the run."""
+    return [int(size) for size in (settings.resolutions or "32").split(",")]
+
+
+def resolution(settings: Settings, epoch: int) -> int:
+    """The size in pixels of the training images in `epoch`, 1 to `epochs`."""
+    sizes = sizes_of(settings)
+    return sizes[(epoch - 1) * len(sizes) // settings.epochs]
 
 
 def learning_rate(settings: Settings, epoch: int, part: float = 0.5) -> float:
