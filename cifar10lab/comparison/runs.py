@@ -57,14 +57,14 @@ class Runs:
         A setting that is 0 or off is named only if most of the others have it on. Where names are the same, what else
         differs follows, as TELL_APART has it.
         """
-        settings = self.settings().groupby(self.table["row"]).first()
+        settings = in_use(self.settings()).groupby(self.table["row"]).first()
         names = settings["model"].map(str)
         for _, same in settings.drop(columns="model").groupby(names):
             for setting, column in same.items():
                 most = column.map(str).mode()
                 unusual = column.map(str) != most[0]
                 if len(most) > 1 or unusual.sum() * 2 > len(same):
-                    unusual = column.notna() & column.map(bool)  # NaN: a setting that only other runs have
+                    unusual = column.map(bool)
                 names = named(names, setting, column[unusual])
         files = self.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
         folders = files.groupby(self.table["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
@@ -77,9 +77,14 @@ class Runs:
         return names
 
 
+def in_use(settings: pd.DataFrame) -> pd.DataFrame:
+    """The settings with False for those that are 0, off or not recorded, which are alike."""
+    return settings.map(lambda value: value if value == value and value else False)  # NaN is not itself
+
+
 def named(names: pd.Series, what: str, values: pd.Series) -> pd.Series:
     """The names of rows, those in `values` with what they have there: "LeNet" -> "LeNet, 50 epochs"."""
-    words = values.map(lambda value: f", {setting_text(what, value)}")
+    words = values.astype(object).map(lambda value: f", {setting_text(what, value)}")
     return names + words.reindex(names.index, fill_value="")
 
 

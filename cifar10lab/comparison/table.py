@@ -6,7 +6,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from cifar10lab.comparison.differences import difference, time_ratio
-from cifar10lab.comparison.runs import Runs, first_reached, setting_text, short, values
+from cifar10lab.comparison.runs import Runs, first_reached, in_use, setting_text, short, values
 from cifar10lab.results.reference import mean_text, original_accuracy, reference_accuracies, reference_runs
 
 NOTED = ("images", "commit", "changes", "torch", "threads")
@@ -15,14 +15,14 @@ FIRST_LEFT_OUT = ("mirrored %", "seconds", "train loss", "test loss")  # where t
 
 def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
     """The settings that all runs have in common, as texts, and a column of texts for each in which rows differ."""
-    settings = runs.settings()
+    settings = in_use(runs.settings())
     differ = [name for name in settings if settings[name].map(str).nunique() > 1]
     same = settings.drop(columns=differ).iloc[0]
     texts = [str(value) if name == "model" else setting_text(name, value) for name, value in same.items()]
     columns = settings[differ].drop(columns=["model", "epochs"], errors="ignore")
     columns.columns = columns.columns.str.replace("_", " ")
     rows = columns.groupby(runs.table["row"], sort=False).first()
-    return texts, rows.map(lambda value: short(value) if value == value else "-").reset_index(drop=True)  # not NaN
+    return texts, rows.map(lambda value: "-" if value is False else short(value)).reset_index(drop=True)
 
 
 def table_rows(runs: Runs, epochs_to: float | None = None, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
