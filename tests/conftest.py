@@ -67,31 +67,29 @@ def small_data(images: int = 40) -> loading.Data:
     return loading.Data(*(torch.from_numpy(array[:images]) for array in synthetic_images()), "synthetic", "test")
 
 
-def make_image_folder(folder: Path, train: int, test: int) -> Path:
-    """`train` and `test` images per class, of the synthetic stand-in, as PNG files."""
+def make_image_folder(folder: Path, train: int, test: int, cached: bool = False) -> Path:
+    """`train` and `test` images per class, of the synthetic stand-in, as PNG files; with their cache if `cached`."""
     arrays = synthetic_images()
     for split, images, labels, count in (("train", *arrays[:2], train), ("test", *arrays[2:], test)):
         for label, name in enumerate(loading.CLASSES):
             (folder / split / name).mkdir(parents=True)
             for i, image in enumerate(images[labels == label][:count]):
                 Image.fromarray(image.transpose(1, 2, 0)).save(folder / split / name / f"{i:04}.png")
+    if cached:
+        loading.load_cifar10(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 training and 40 test images, and their cache, so that all scripts write the same files."""
-    folder = make_image_folder(tmp_path_factory.mktemp("data"), 10, 4)
-    loading.load_cifar10(folder)
-    return folder
+    return make_image_folder(tmp_path_factory.mktemp("data"), 10, 4, cached=True)
 
 
 @pytest.fixture(scope="session")
 def larger_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 training and 10 test images: at small batch sizes, an epoch of several chunks."""
-    folder = make_image_folder(tmp_path_factory.mktemp("larger data"), 60, 1)
-    loading.load_cifar10(folder)
-    return folder
+    return make_image_folder(tmp_path_factory.mktemp("larger data"), 60, 1, cached=True)
 
 
 @pytest.fixture
