@@ -173,8 +173,8 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     execution = start_execution(settings.device, settings.precision, interface.bf16, settings.data_parallel)
     if all_reduce(torch.tensor(int(config != from_rank_0(config)))):
         raise UserError("the processes of a group train one model together: all must be given the same settings")
-    several = execution.parallel == "DistributedDataParallel"  # which never train on a stand-in that nobody asked for
-    dataset = settings.dataset.replace("auto", "cifar10") if several else settings.dataset
+    processes = execution.parallel == "DistributedDataParallel"  # they never train on a stand-in nobody asked for
+    dataset = settings.dataset.replace("auto", "cifar10") if processes else settings.dataset
     data, warning = from_rank_0(load_data(dataset, settings.data_dir) if execution.rank == 0 else None)
     data = hold_out(data, settings.validation_images)
     with torch.no_grad():
