@@ -632,5 +632,5 @@ def main(stated_settings: Settings, description: str | None) -> None:
         if re.search("out of memory|allocate memory|not enough memory", str(error)):
             sys.exit("error: there is not enough memory: try a smaller --batch-size or model")
         if re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
-            sys.exit("error: the connection to another process is lost; its own message says why")
+            sys.exit("error: the connection to another process is lost; its own message, or torchrun's, says why")
         raise
