@@ -308,7 +308,8 @@ def draw(record: dict) -> bytes:
         left.plot(*points, color=colour, marker=marker, ms=6, lw=2.2, label=case_name(case))
     left.plot(counts, counts, color="0.6", lw=1, label="ideal")
     left.plot([], [], "k--", lw=1.2, label="predicted")
-    left.set(xscale="log", yscale="log", xlabel=record["devices"], ylabel="speed-up over one")
+    joined = f"{record['devices']} (connection: {record['links'][0]['name']})"
+    left.set(xscale="log", yscale="log", xlabel=joined, ylabel="speed-up over one")
     left.set(xticks=counts, yticks=counts, ylim=(0.7, None), title="the same batches on more devices")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(ScalarFormatter())

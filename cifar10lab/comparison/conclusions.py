@@ -151,11 +151,11 @@ def draw_results(runs: Runs) -> bytes:
         left.plot(accuracies, [place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
         original = (original_run(runs.records[rows[name].index[0]]["config"]) or {}).get("last") or math.nan
         left.plot(original, place - 0.2, "*", ms=10, markerfacecolor="none", markeredgecolor="black")
-        left.text(102, place, f"{mean_text(accuracies.tolist())} %", va="center", clip_on=False)
+        left.text(102, place, f"{mean_text(accuracies.tolist())} % ({len(accuracies)})", va="center", clip_on=False)
         scripts[place] = name if device == "cpu" else f"{name}\n{device}"
     left.set_yticks(range(len(scripts)), scripts)
     left.set(xlim=(55, 101), ylim=(len(scripts) - 0.5, -0.5), xlabel="test accuracy after the last epoch (%)")
-    left.set_title("● a seed   ☆ the original   right: the mean")
+    left.set_title("● a seed   ☆ the original   right: mean (seeds)")
     left.grid(alpha=0.3, axis="x")
     lenets = dict(zip(("plain", "L2", "dropout"), [rows[name] for name in list(NAMED)[6:9]], strict=True))
     for shift, column, colour in ((-0.2, "train_accuracy", COLOURS[1]), (0.2, "test_accuracy", COLOURS[0])):

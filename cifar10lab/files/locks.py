@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cifar10lab.files.writing import TEMPORARY
 from cifar10lab.terminal.errors import UserError
@@ -24,14 +25,15 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock", fallback_to_soft=False)  # or a dead process's file would lock for ever
             try:
-                stack.enter_context(locked_file(folder / ".lock", wait=False))
-            except (BlockingIOError, TimeoutError):
+                stack.enter_context(lock.acquire(blocking=False))
+            except Timeout:
                 if not wait:
                     in_use = f"{folder} is in use by another process"
                     raise UserError(f"{in_use}: wait for it, or choose another --output") from None
                 print(f"waiting for another process, which is preparing {folder}", file=sys.stderr)
-                stack.enter_context(locked_file(folder / ".lock", wait=True))
+                stack.enter_context(lock.acquire())
             for leftover in folder.glob(TEMPORARY.format("*")):
                 leftover.unlink()
         except OSError as error:
@@ -40,22 +42,3 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             reason = f"{folder} can't be locked ({error.strerror})"
             print(f"{reason}: don't start a second run that uses it", file=sys.stderr)
         yield
-
-
-@contextlib.contextmanager
-def locked_file(path: Path, wait: bool) -> Iterator[None]:
-    """Lock a file for this process; BlockingIOError or TimeoutError if another holds it, OSError for all else.
-
-    filelock is for Windows: elsewhere it may go by whether the file exists, which it always does after the first run.
-    """
-    if os.name == "nt":
-        from filelock import FileLock
-
-        with FileLock(path, blocking=wait):
-            yield
-    else:
-        import fcntl
-
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
