@@ -259,18 +259,14 @@ def test_the_test_images_alone_are_enough_where_nothing_is_trained(own_data_dir:
             load_cifar10(own_data_dir)
 
 
-def test_arrays_of_other_test_images(tmp_path: Path) -> None:
-    images, labels = noise(1, 15, 32, 32, 3), np.arange(15, dtype=np.int32) % 10
-    np.save(tmp_path / "x.npy", images)
-    np.save(tmp_path / "y.npy", labels)
-    data = load_test_arrays(tmp_path / "x.npy", tmp_path / "y.npy")
-    assert np.array_equal(data.test_images.permute(0, 2, 3, 1), images) and np.array_equal(data.test_labels, labels)
-    for other, message in ((labels[:9], r"labels int32 \(9,\)"), (labels + 1, "from 0 to 9")):
-        np.save(tmp_path / "y.npy", other)
-        with pytest.raises(UserError, match=message):
-            load_test_arrays(tmp_path / "x.npy", tmp_path / "y.npy")
-    with pytest.raises(UserError, match=r"gone\.npy can't be read: No such file"):
-        load_test_arrays(tmp_path / "gone.npy", tmp_path / "y.npy")
+def test_wrong_arrays_of_other_test_images(tmp_path: Path) -> None:
+    images, labels = tmp_path / "x.npy", tmp_path / "y.npy"
+    np.save(images, noise(1, 15, 32, 32, 3))
+    with pytest.raises(UserError, match=r"y\.npy can't be read: No such file"):
+        load_test_arrays(images, labels)
+    np.save(labels, np.arange(9, dtype=np.int32))
+    with pytest.raises(UserError, match=r"x\.npy with .*y\.npy has .* labels int32 \(9,\)"):
+        load_test_arrays(images, labels)
 
 
 def test_the_nearest_form_is_read_whatever_lies_beside_it(own_data_dir: Path, tmp_path: Path, archive: bytes) -> None:
@@ -299,8 +295,7 @@ JUNK = (
     "#recycle/0000.png",
     "$RECYCLE.BIN/0000.png",
     "~0000.png",
-    "../__MACOSX/cat/0000.png",  # beside the classes
-    "../lost+found/0000.png",
+    "../lost+found/0000.png",  # beside the classes
 )
 
 
@@ -346,11 +341,9 @@ def test_a_folder_that_cannot_be_written_is_read_without_a_cache(
 # --- What can't be read
 
 
-TRANSPARENT = np.dstack([noise(1, 32, 32, 3), np.full((32, 32), 100, np.uint8)])
 UNREADABLE = ", but no CIFAR-10 that can be read: train/<class>/"
 REFUSED = {
     "a class is missing": (spoilt(lambda folder: shutil.rmtree(folder / "train/ship")), "no train images of ship$"),
-    "a class is empty": (spoilt(lambda folder: (folder / "test/ship/0000.png").unlink()), "no test images of ship$"),
     "no test images": (spoilt(lambda folder: shutil.rmtree(folder / "test")), "no test images of airplane, automobile"),
     "an unknown class": (spoilt(lambda folder: (folder / "train/zebra").mkdir()), "truck, zebra: expected a folder"),
     "a class twice": (spoilt(lambda folder: (folder / "train/car").mkdir()), "car, .*: expected a folder for each of"),
@@ -358,11 +351,8 @@ REFUSED = {
     "a file that is no image": (spoilt(lambda folder: (folder / "train/cat/0.png").write_text("hello")), "cat/0.png c"),
     "16 bits per pixel": (spoilt(save(noise(0, 32, 32).astype(np.uint16) * 200)), "cat/0001.png has 32x32 pixels"),
     "larger than 32x32": (spoilt(save(noise(0, 64, 48, 3))), "48x64"),
-    "transparent pixels": (spoilt(save(TRANSPARENT)), "transparent"),
-    "a damaged image in a zip": (
-        packed("zip", "a", "train/cat/0001.png"),
-        r"e\.zip can't be read: .*/a/train/cat/0001\.png",
-    ),
+    "transparent pixels": (spoilt(save(noise(1, 32, 32, 4))), "transparent"),
+    "a damaged image in a zip": (packed("zip", "a", "train/cat/0001.png"), r"e\.zip can't be read: .*cat/0001\.png"),
     "half an archive": (write("a.tgz", tar_file({"data_batch_1": noise(0, 9999).data})[:-99]), "Compressed file end"),
     "wrong batches": (write("a.tgz", tar_file({"data_batch_1": b"x"})), "/cifar-10-batches-py fails its MD5 check"),
     "an archive that leaves its folder": (write("a.tgz", tar_file({"../../data_batch_1": b""})), "outside the destin"),
@@ -379,7 +369,6 @@ REFUSED = {
     "four folders deeper": (lambda source, target: shutil.copytree(source, target / "1/2/3/4"), f"has 1{UNREADABLE}"),
     "the binary version": (write("a.tar", tar_file({"data_batch_1.bin": b"x"}, "")), f"has a.tar{UNREADABLE}"),
     "CIFAR-100": (write("cifar-100-python/train"), f"has cifar-100-python{UNREADABLE}"),
-    "Kaggle's competition": (write("train/1.png"), f"has train{UNREADABLE}"),
 }
 
 

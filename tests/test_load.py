@@ -4,34 +4,32 @@ import copy
 import json
 import os
 import shutil
-import warnings
+import signal
 from pathlib import Path
 
 import common
 
 import pytest
 import torch
-from conftest import read_run, wait_for
+from conftest import at, read_run
 
 from cifar10lab.data.loading import load_cifar10
 from cifar10lab.inspection.models import recognise
 from fast_model import FastNet
 
 
-def accuracy(model: torch.nn.Module, data_dir: Path) -> float:
-    data = load_cifar10(data_dir)
-    with torch.inference_mode():
-        return 100 * model(data.test_images).argmax(1).eq(data.test_labels).float().mean().item()
-
-
 def test_a_runs_models_have_the_runs_accuracies(reference, data_dir: Path) -> None:
     arguments = ("--epochs", 2, "--batch-size", 10, "--width", 8, "--lr", 0.1, "--precision", "fp32")
     folder = reference("fast_model", *arguments)
-    model, result = common.load(folder), read_run(folder)["result"]
-    assert not any(module.training for module in model.modules())
-    assert accuracy(model, data_dir) == pytest.approx(result["final_test_accuracy"])
-    best = common.load(str(folder / "best_model.pth"))
-    assert accuracy(best, data_dir) == pytest.approx(result["best_test_accuracy"])
+    result, data = read_run(folder)["result"], load_cifar10(data_dir)
+    for path, which in ((folder, "final"), (str(folder / "best_model.pth"), "best")):
+        model = common.load(path)
+        assert not any(module.training for module in model.modules())
+        accuracy = 100 * model(data.test_images).argmax(1).eq(data.test_labels).float().mean().item()
+        assert accuracy == pytest.approx(result[f"{which}_test_accuracy"]), which
+
+
+IMAGES = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -41,39 +39,28 @@ def model(tmp_path: Path) -> torch.nn.Module:
     return common.load(tmp_path / "lenet.pth", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def some_images(kind: str) -> torch.Tensor:
-    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return images if kind == "uint8" else images / 255
-
-
 def test_bytes_and_floats_of_the_same_images_have_the_same_logits(model: torch.nn.Module) -> None:
-    images = some_images("uint8")
-    before, logits = images.clone(), model(images)
+    before, logits = IMAGES.clone(), model(IMAGES)
     assert logits.shape == (5, 10) and logits.dtype == torch.float32
-    assert torch.allclose(model(images / 255), logits, atol=1e-5)
-    assert torch.allclose(model(images.double() / 255), logits, atol=1e-5)
-    assert torch.equal(images, before)
-    assert torch.equal(copy.deepcopy(model)(images), logits)
-    assert model(images[:0]).shape == model(images[:0] / 255).shape == (0, 10)
+    assert torch.allclose(model(IMAGES / 255), logits, atol=1e-5)
+    assert torch.allclose(model(IMAGES.double() / 255), logits, atol=1e-5)
+    assert torch.equal(IMAGES, before)
+    assert torch.equal(copy.deepcopy(model)(IMAGES), logits)
+    assert model(IMAGES[:0]).shape == model(IMAGES[:0] / 255).shape == (0, 10)
 
 
-PROGRAMS = {
-    "export": lambda model, images: torch.export.export(model, (images,)).module()(images),
-    "compile": lambda model, images: torch.compile(model, fullgraph=True, backend="aot_eager")(images),
-}
-
-
-@pytest.mark.parametrize("what", PROGRAMS)
+@pytest.mark.parametrize("images", [IMAGES, IMAGES / 255], ids=["uint8", "float"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_can_be_exported_and_compiled(model: torch.nn.Module, what: str) -> None:
-    for images in map(some_images, ("uint8", "float")):
-        assert torch.allclose(PROGRAMS[what](model, images), model(images), atol=1e-4), images.dtype
+def test_it_can_be_exported_and_compiled(model: torch.nn.Module, images: torch.Tensor) -> None:
+    exported = torch.export.export(model, (images,)).module()
+    assert torch.allclose(exported(images), model(images), atol=1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(images), model(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_it_takes_images_in_the_type_of_its_weights(model: torch.nn.Module, kind: torch.dtype) -> None:
-    expected = model(some_images("float"))
-    logits = model.to(kind)(some_images("float"))
+    expected, logits = model(IMAGES / 255), model.to(kind)(IMAGES / 255)
     assert logits.dtype == kind and torch.allclose(logits.float(), expected, atol=2e-2)
 
 
@@ -96,22 +83,18 @@ def test_other_images_are_refused(model: torch.nn.Module, images: torch.Tensor, 
 def test_a_key_chooses_among_several_networks_and_a_normalisation_may_be_given(tmp_path: Path) -> None:
     weights, path = {name: common.LeNet().state_dict() for name in ("net", "ema")}, tmp_path / "both.pth"
     torch.save(weights, path)
-    with pytest.warns(UserWarning, match=r"both\.pth: no run says .* mean \(0\.5, 0\.5, 0\.5\) and std \(0\.5"):
-        assert torch.equal(common.load(path, key="ema").model.fc3.weight, weights["ema"]["fc3.weight"])
     black, mean = torch.zeros(1, 3, 32, 32), (0.1, 0.2, 0.3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = common.load(path, mean=mean, std=(0.5,) * 3)
+    model = common.load(path, key="ema", mean=mean, std=(0.5,) * 3)
+    assert torch.equal(model.model.fc3.weight, weights["ema"]["fc3.weight"])
     assert torch.equal(model.model((black - torch.tensor(mean).view(3, 1, 1)) / 0.5), model(black))
     with pytest.raises(common.UserError, match="belong together"):
         common.load(path, mean=mean)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_only_a_runs_own_files_are_as_its_run_says(lenet: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in ("", "model.pth", "best_model.pth"):
-            common.load(lenet / name)
+    for name in ("", "model.pth", "best_model.pth"):
+        common.load(lenet / name)
     shutil.copy(lenet / "model.pth", lenet / "from_elsewhere.pth")
     with pytest.warns(UserWarning, match="no run says"):
         common.load(lenet / "from_elsewhere.pth")
@@ -122,16 +105,12 @@ def test_only_a_runs_own_files_are_as_its_run_says(lenet: Path) -> None:
         common.load(lenet)
 
 
-def test_an_unfinished_checkpoint_says_itself_what_it_is(start, tmp_path: Path) -> None:
-    running = start("fast_model", "--width", 4, "--epochs", 1000, "--output", tmp_path / "run")
-    wait_for(tmp_path / "run" / "checkpoint.pth")
-    os.kill(running.process.pid, 15)
-    assert running.finish().code == -15
-    alone = tmp_path / "alone.pth"
-    shutil.copy(tmp_path / "run" / "checkpoint.pth", alone)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert type(common.load(alone).model) is type(common.load(tmp_path / "run").model) is FastNet
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_an_unfinished_checkpoint_says_itself_what_it_is(run, tmp_path: Path) -> None:
+    words = ("fast_model", "--width", 4, "--output", tmp_path / "run")
+    assert run(*words, moment=at("step", 1, signal.SIGTERM)).code == -signal.SIGTERM
+    alone = shutil.copy(tmp_path / "run" / "checkpoint.pth", tmp_path / "alone.pth")
+    assert type(common.load(alone).model) is type(common.load(tmp_path / "run").model) is FastNet
 
 
 def test_a_run_before_an_option_of_its_model_and_a_checkpoint_beside_its_loss_json(tmp_path: Path) -> None:
@@ -148,10 +127,8 @@ def test_a_run_before_an_option_of_its_model_and_a_checkpoint_beside_its_loss_js
 def test_a_folder_as_the_hub_lays_it(tmp_path: Path, name: str) -> None:
     weights = common.LeNet().state_dict()
     (tmp_path / "config.json").write_text('{"architecture": "lenet", "num_classes": 10}')
-    if name.endswith("safetensors"):
-        pytest.importorskip("safetensors.torch").save_file(weights, tmp_path / name)
-    else:
-        torch.save(weights, tmp_path / name)
+    save = torch.save if name.endswith("bin") else pytest.importorskip("safetensors.torch").save_file
+    save(weights, tmp_path / name)
     model = common.load(tmp_path, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert torch.equal(model.model.fc3.weight, weights["fc3.weight"])
     os.truncate(tmp_path / name, 10_000)
@@ -162,9 +139,6 @@ def test_a_folder_as_the_hub_lays_it(tmp_path: Path, name: str) -> None:
 def test_what_cannot_be_loaded_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(common.UserError, match=r"model\.pth does not exist"):
         common.load(tmp_path)
-    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(common.UserError, match=r"other\.pth holds no weights of LeNet or ResNet18 or FastNet"):
-        common.load(tmp_path / "other.pth")
     absurd = {"groups.0.conv1.weight": torch.zeros(1).expand(10**8, 3, 1, 1)}  # 100 million filters
-    with pytest.raises(common.UserError, match="no weights of LeNet or ResNet18 or FastNet"):
+    with pytest.raises(common.UserError, match=r"absurd\.pth holds no weights of LeNet or ResNet18 or FastNet"):
         recognise(absurd, tmp_path / "absurd.pth")

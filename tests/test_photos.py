@@ -28,34 +28,33 @@ def quarters() -> Image.Image:
     return image
 
 
-def corners(small: np.ndarray) -> list[tuple[int, ...]]:
-    return [tuple(map(int, small[y, x])) for y in (6, 25) for x in (6, 25)]
+def near(pixels: np.ndarray, expected: tuple[int, ...] | list[tuple[int, ...]], tolerance: int = 1) -> bool:
+    return np.abs(np.subtract(pixels, expected, dtype=int)).max() <= tolerance
 
 
-def near(colours: list[tuple[int, ...]], expected: list[tuple[int, ...]], tolerance: int = 1) -> bool:
-    return np.abs(np.subtract(colours, expected)).max() <= tolerance
+def are_quarters(photo: np.ndarray, small: np.ndarray, tolerance: int) -> bool:
+    corners = small[[6, 6, 25, 25], [6, 25, 6, 25]]
+    return photo.shape == (60, 80, 3) and near(corners, [RED, GREEN, BLUE, WHITE], tolerance)
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "jpg", "gif", "ppm"])
-def test_formats(tmp_path: Path, kind: str) -> None:
-    quarters().save(tmp_path / f"photo.{kind}", **({"lossless": True} if kind == "webp" else {"quality": 95}))
+def test_formats_and_the_first_of_several_frames(tmp_path: Path, kind: str) -> None:
+    several = {"save_all": kind in ("tiff", "webp", "gif"), "append_images": [Image.new("RGB", (80, 60))]}
+    quarters().save(tmp_path / f"photo.{kind}", lossless=True, quality=95, **several)
     photo, small = read_photo(tmp_path / f"photo.{kind}")
-    assert photo.shape == (60, 80, 3) and small.shape == (32, 32, 3) and small.dtype == photo.dtype == np.uint8
-    assert near(corners(small), [RED, GREEN, BLUE, WHITE], 6 if kind == "jpg" else 1)
+    assert small.shape == (32, 32, 3) and small.dtype == photo.dtype == np.uint8
+    assert are_quarters(photo, small, 6 if kind == "jpg" else 1)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    turn = Image.Transpose
-    turns = (None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM)
-    turns += (turn.TRANSPOSE, turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270)  # of an upright picture to a stored one
-    stored, exif = quarters(), Image.Exif()
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270")
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [*enumerate(TURNS, 2)])  # of an upright picture to a stored one
+def test_exif_orientation(tmp_path: Path, orientation: int, turn: str) -> None:
+    exif = Image.Exif()
     exif[0x0112] = orientation
-    if orientation > 1:
-        stored = stored.transpose(turns[orientation - 1])
-    stored.save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    photo, small = read_photo(tmp_path / "photo.jpg")
-    assert photo.shape == (60, 80, 3) and near(corners(small), [RED, GREEN, BLUE, WHITE], 6)
+    quarters().transpose(Image.Transpose[turn]).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    assert are_quarters(*read_photo(tmp_path / "photo.jpg"), 6)
 
 
 @pytest.mark.parametrize("size", [(3000, 500), (500, 3000), (33, 32), (20, 10), (1, 1), (1, 400)])
@@ -65,8 +64,7 @@ def test_the_square_in_the_middle_of_any_size(tmp_path: Path, size: tuple[int, i
     image.paste(GREEN, (left, top, left + side, top + side))
     image.save(tmp_path / "photo.png")
     photo, small = read_photo(tmp_path / "photo.png")
-    assert max(photo.shape) <= 400
-    assert near([tuple(map(int, small[y, x])) for y in (1, 16, 30) for x in (1, 16, 30)], [GREEN] * 9)
+    assert max(photo.shape) <= 400 and near(small, GREEN)
 
 
 def test_antialiasing(tmp_path: Path) -> None:
@@ -95,9 +93,9 @@ MODES = {
 @pytest.mark.parametrize("what", MODES)
 def test_pixels_of_all_kinds(tmp_path: Path, what: str) -> None:
     image, kind, left, right = MODES[what]
-    image.save(tmp_path / f"photo.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    image.save(tmp_path / f"photo.{kind}", lossless=True)
     small = read_photo(tmp_path / f"photo.{kind}")[1]
-    assert near([tuple(map(int, small[16, 5])), tuple(map(int, small[16, 26]))], [left, right], 2)
+    assert near(small[16, [5, 26]], [left, right], 2)
 
 
 GREY = np.asarray(Image.linear_gradient("L").resize((64, 64)))  # black above, white below
@@ -117,18 +115,10 @@ def test_grey_of_any_depth(tmp_path: Path, kind: str) -> None:
     assert abs(small[16] - 129).max() < 8
 
 
-def test_the_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (40, 40), colour) for colour in (GREEN, RED, BLUE)]
-    frames[0].save(tmp_path / "photo.gif", save_all=True, append_images=frames[1:])
-    assert near(corners(read_photo(tmp_path / "photo.gif")[1]), [GREEN] * 4)
-
-
 SPOILT = {
     "a folder": Path.mkdir,
     "text": lambda path: path.write_text("hello"),
-    "empty": Path.touch,
     "cut short": lambda path: quarters().save(path) or os.truncate(path, 700),
-    "missing": lambda path: None,
 }
 
 
@@ -145,12 +135,9 @@ def test_classify(inspect, tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights, photos = tmp_path / "model.pth", tmp_path / "photos"
     photos.mkdir()
-    torch.save({"net": torch.nn.DataParallel(LeNet()).state_dict(), "acc": np.float64(1)}, weights)
-    names = ["turned.jpg", "a $photo$ от 小.png", "grey.png", "transparent.gif"]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    quarters().save(photos / names[0], exif=exif)
-    for name, image in zip(names[1:], (quarters(), Image.fromarray(GREY), transparent("RGBA")), strict=True):
+    torch.save(LeNet().state_dict(), weights)
+    names = ["colours.jpg", "$фото$ 1.png", "grey.png"]
+    for name, image in zip(names, (quarters(), transparent("RGBA"), Image.fromarray(GREY)), strict=True):
         image.save(photos / name)
     (photos / "notes.txt").write_text("hello")
     given = [*names[:2], "notes.txt", *names[2:], "none.png"]
@@ -158,9 +145,8 @@ def test_classify(inspect, tmp_path: Path) -> None:
     words = [weights, "--mean", *mean, "--std", *std, "--classify", *(photos / name for name in given)]
     code, out, err = inspect(*words)
     assert code == 1  # for two that could not be read
-    assert [line.split()[:2] for line in err.splitlines() if not line.startswith("warning: Glyph")] == [
-        ["error:", str(photos / name)] for name in ("notes.txt", "none.png")
-    ]
+    unread = [["error:", str(photos / name)] for name in ("notes.txt", "none.png")]
+    assert [line.split()[:2] for line in err.splitlines()] == unread
     lines = {line[: line.index("  ")]: line for line in out.splitlines()[2:-1]}
     assert "images are normalised with mean 0.4914 0.4822 0.4465, std 0.2 0.2 0.2\n" in out
     assert list(lines) == [str(photos / name) for name in names]
@@ -171,7 +157,6 @@ def test_classify(inspect, tmp_path: Path) -> None:
         expected = [f"{CLASSES[c]} {100 * p:.1f} %" for p, c in zip(probabilities, classes, strict=True)]
         assert line.removeprefix(path).split() == " ".join(expected).split()
     assert out.splitlines()[-1] == f"wrote {tmp_path / 'classified.png'}"
-    assert matplotlib.image.imread(tmp_path / "classified.png").shape[0] > 900  # four rows
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["classified.png"]
 
 
