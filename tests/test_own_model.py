@@ -94,6 +94,7 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
     [
         ({"epochs": 1.5}, "--epochs can't be '1.5': expected a whole number of at least 1"),
         ({"lr": float("inf")}, "--lr can't be 'inf'"),
+        ({"lr": float("nan")}, "--lr can't be 'nan'"),
         ({"lr": None}, "--lr can't be 'None'"),
         ({"resolutions": "24,33"}, "--resolutions can't be '24,33'"),
         ({"augment": "no"}, "--augment can't be 'no'"),
