@@ -17,12 +17,12 @@ import torch
 import torchvision
 from conftest import ROOT, at, folder_of, in_processes, read_run, same_losses, same_weights, small_run, without_times
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cifar10lab.data.loading import load_cifar10
 from cifar10lab.devices.execution import Execution
 from cifar10lab.models.source import import_source
 from cifar10lab.models.trial import try_model
+from fast_model import FastNet
 from original_version_model import SETTINGS as LENET
 
 
@@ -40,7 +40,6 @@ def test_it_trains_resumes_shares_the_work_and_is_compared_and_evaluated(run, to
     assert two["environment"]["world_size"] == 2
     for name in ("train_loss", "test_loss", "test_accuracy"):
         assert two["history"][name] == pytest.approx(one["history"][name], rel=1e-4), name
-    assert one["config"]["model"] == "Perceptron" and one["config"]["hidden"] == 20
     done = run(here / "compare_results.py")
     assert done.code == 0, done.err
     assert "hidden 20" in done.out and re.search(r"^Perceptron +2 ", done.out, re.MULTILINE)
@@ -56,48 +55,13 @@ def settings_for(data_dir: Path, output: Path, **changes: object) -> Settings:
     return dataclasses.replace(LENET, data_dir=data_dir, output=output, **changes)
 
 
-@pytest.fixture
-def float64():
-    """The default type of another part of the process."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def test_however_a_run_ends_it_leaves_the_process_as_it_was(float64, reference, data_dir: Path, tmp_path: Path) -> None:
-    def state() -> tuple:
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        threads, layout = torch.get_num_threads(), torch.backends.mkldnn.enabled
-        return *handlers, threads, layout, torch.get_rng_state().tolist(), torch.get_default_dtype()
-
-    before, settings = state(), settings_for(data_dir, tmp_path / "out", epochs=2)
-    with pytest.raises(common.UserError, match="lr"):
-        common.run(dataclasses.replace(settings, lr=1e9))
-    assert state() == before
-    keys = [signal.SIGINT]
-    pressing = register_optimizer_step_post_hook(lambda *_: keys and signal.raise_signal(keys.pop()))
-    try:
-        with pytest.raises(common.Interrupted, match="signal 2 and saved"):
-            common.run(settings)
-    finally:
-        pressing.remove()
-    assert state() == before
-    record = common.run(dataclasses.replace(settings, resume=True))
-    assert record == read_run(tmp_path / "out")
-    assert same_losses(tmp_path / "out", reference("original_version_model", "--epochs", 2))
-    assert state() == before
-
-
 def test_in_a_notebook(data_dir: Path, tmp_path: Path) -> None:
     cells = [
         f"%cd -q {ROOT}",
-        "import dataclasses, signal, common, original_version_model",
-        "before = signal.getsignal(signal.SIGINT)",
+        "import dataclasses, common, original_version_model",
         "class Net(common.LeNet):\n    pass",
         "settings = dataclasses.replace(original_version_model.SETTINGS, model=Net, epochs=1)",
-        f"record = common.run(dataclasses.replace(settings, data_dir='{data_dir}', output='{tmp_path}/cell'))",
-        "assert signal.getsignal(signal.SIGINT) is before",
-        "assert len(record['history']['test_accuracy']) == 1",
+        f"common.run(dataclasses.replace(settings, data_dir='{data_dir}', output='{tmp_path}/cell'))",
         f"try:\n    common.load('{tmp_path}/cell')\nexcept common.UserError as error:\n    reason = str(error)",
         "assert reason == 'Net can\\'t be made again: its class was in no file, as in a notebook\\'s cell', reason",
         f"%run original_version_model.py --epochs 1 --data-dir {data_dir} --output {tmp_path}/b",
@@ -130,11 +94,14 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
     [
         ({"epochs": 1.5}, "--epochs can't be '1.5': expected a whole number of at least 1"),
         ({"lr": float("inf")}, "--lr can't be 'inf'"),
+        ({"lr": float("nan")}, "--lr can't be 'nan'"),
         ({"lr": None}, "--lr can't be 'None'"),
         ({"resolutions": "24,33"}, "--resolutions can't be '24,33'"),
-        ({"resolutions": "28,32"}, "LeNet can't be trained on images (2, 3, 28, 28)"),
         ({"augment": "no"}, "--augment can't be 'no'"),
         ({"nesterov": True, "momentum": 0}, "--nesterov needs a --momentum"),
+        ({"nesterov": True, "optimizer": "adamw"}, "--nesterov is of --optimizer sgd"),
+        ({"model": FastNet, "optimizer": "adamw"}, "FastNet brings its own optimizer: leave out --optimizer adamw"),
+        ({"cutout": 8}, "--cutout needs --augment"),
         ({"options": {"dropout": nn.ReLU}}, "--dropout can't be <class 'torch.nn.modules.activation.ReLU'>"),
         ({"options": {"dropout": float("nan")}}, "--dropout can't be nan: options are finite numbers"),
         ({"options": {"schedule": "x"}}, "schedule"),
@@ -142,7 +109,7 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
     ids=str,
 )
 def test_impossible_settings_are_named_before_training(data_dir, tmp_path: Path, changes: dict, named: str) -> None:
-    with pytest.raises(common.UserError, match=re.escape(named)):
+    with pytest.raises(common.WrongOption, match=re.escape(named)):
         common.run(settings_for(data_dir, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
@@ -337,16 +304,17 @@ class WithoutGradients(Pooled):
     ("model", "reason"),
     [
         (ViT, r"tested on images \(2, 3, 32, 32\): AssertionError: Wrong image height! Expected 224 but got 32!"),
-        (TwoInTraining, r"trained on images \(2, 3, 32, 32\): it makes a tuple of them, not logits \(2, 10\)"),
+        (common.LeNet, r"trained on images \(2, 3, 28, 28\): RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (TwoInTraining, r"trained on images \(2, 3, 28, 28\): it makes a tuple of them, not logits \(2, 10\)"),
         (FiveOutputs, r"tested on images \(2, 3, 32, 32\): it makes \(2, 5\) of them, not logits \(2, 10\)"),
-        (WithoutGradients, r"trained on images \(2, 3, 32, 32\): RuntimeError: element 0 of tensors does not require"),
+        (WithoutGradients, r"trained on images \(2, 3, 28, 28\): RuntimeError: element 0 of tensors does not require"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_before_anything_is_written(
     data_dir: Path, tmp_path: Path, model: type, reason: str
 ) -> None:
     with pytest.raises(common.UserError, match=f"^{model.__name__} can't be {reason}.*$"):
-        common.run(settings_for(data_dir, tmp_path / "out", model=model))
+        common.run(settings_for(data_dir, tmp_path / "out", model=model, resolutions="28,32"))
     assert not (tmp_path / "out").exists()
 
 
@@ -374,33 +342,16 @@ def test_a_trial_leaves_the_model_and_the_random_numbers_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
-class ByChance(nn.Module):
-    """Skips each of its layers in half of the training steps."""
+class ByChance(Pooled):
+    """Skips a layer in half of the training steps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 10)
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.last = nn.Linear(10, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.first(images.mean((2, 3)))
-        for layer in self.layers:
-            x = x if self.training and torch.rand(()) < 0.5 else x + layer(x)
-        return self.last(x)
-
-
-class Normalised(nn.Module):
-    """BatchNorm1d, and a buffer that counts images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.seen += len(images)
-        return self.layers(images)
+        logits = super().forward(images)
+        return logits if self.training and torch.rand(()) < 0.5 else logits + self.last(logits)
 
 
 def trained(rank: int, number: int, folder: Path, model: type) -> tuple[list[float], dict, bool]:
@@ -411,7 +362,7 @@ def trained(rank: int, number: int, folder: Path, model: type) -> tuple[list[flo
     return losses, common.weights_on_cpu(run.model), run.network.broadcast_buffers
 
 
-@pytest.mark.parametrize(("model", "exchanges"), [(ByChance, False), (Normalised, True)])
+@pytest.mark.parametrize(("model", "exchanges"), [(ByChance, False), (Changing, True)])
 def test_in_processes_the_test_loss_is_that_of_the_saved_weights(tmp_path: Path, model: type, exchanges: bool) -> None:
     run = small_run(dataclasses.replace(LENET, model=model), Execution(torch.device("cpu"), "fp32", "none"))
     for losses, weights, exchanges_buffers in in_processes(2, tmp_path, trained, tmp_path, model):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import torch
 from conftest import EXPERIMENTS, ROOT, read_run, run_command, same_losses, same_weights
 
 from cifar10lab.data.loading import dataset_record, load_cifar10
@@ -39,10 +38,6 @@ def test_script_trains_and_leaves_its_files(main, tmp_path: Path, data_dir: Path
     assert record["result"]["best_test_accuracy"] == max(accuracies)
     assert record["result"]["best_epoch"] == 1 + accuracies.index(max(accuracies))
     assert f"{accuracies[-1]:.2f} % at the end" in done.out and str(out) in done.out
-    for name in ("model.pth", "best_model.pth"):
-        weights = torch.load(out / name, weights_only=True)
-        assert not any(key.startswith("module.") for key in weights)
-        assert {tensor.device.type for tensor in weights.values()} == {"cpu"}
     assert matplotlib.image.imread(out / "loss.png").shape[1] > 1000
 
 
@@ -101,22 +96,9 @@ def test_without_data_and_network_it_trains_on_the_stand_in_or_not_at_all(run, c
     assert read_run(folder)["dataset"]["name"] == "synthetic"
 
 
-WRONG_ARGUMENTS = [
-    "--epochs 1.5",
-    "--lr nan",
-    "--lr fast",
-    "--dropout 1",
-    "--dropout nan",
-    "--device tpu",
-    "--resolutions 24;28",
-    "--seeds 0",
-    "--seeds 0,0",
-    "--width 64",
-    "--momentum 0 --nesterov",
-]
-
-
-@pytest.mark.parametrize("words", WRONG_ARGUMENTS)
+@pytest.mark.parametrize(
+    "words", ["--lr fast", "--dropout 1", "--resolutions 24;28", "--seeds 0", "--seeds 0,0", "--width 64"]
+)
 def test_wrong_arguments_end_with_one_line_and_code_2(main, tmp_path: Path, words: str) -> None:
     done = main(BASELINE, *words.split(), "--output", tmp_path / "out")
     assert done.code == 2
@@ -153,14 +135,6 @@ def test_the_memory_of_large_tensors_is_kept_for_the_next_step() -> None:
     done = run_command("python", "-c", code, cwd=ROOT)
     kept, afterwards = map(int, done.out.split())
     assert kept < afterwards / 2, done.err
-
-
-def test_an_output_folder_that_cannot_be_written_is_found_before_training(main, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    done = main(BASELINE, "--output", tmp_path / "file" / "out")
-    assert done.code == 1
-    assert len(done.err.splitlines()) == 1 and f"{tmp_path}/file" in done.err
-    assert "epoch" not in done.out.replace("epochs=", "")
 
 
 def test_a_diverging_loss_stops_the_run_and_keeps_earlier_results(main, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run's state, returned and not changed in place, and the same on disk; and that of the process that it runs in."""
 
 import dataclasses
+import functools
 import random
 import signal
 import threading
@@ -12,20 +13,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import prepared, read_run, same_losses, same_weights, small_data, weights_of
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from original_version_model import SETTINGS as LENET
 
 
 def at_step(count: int, action):
-    """Does it once so many steps have been made in this process; what takes that back."""
+    """Does it once so many steps have been made in this process, within the context that this returns."""
     steps = iter([None] * (count - 1) + [action])
     return register_optimizer_step_post_hook(lambda *_: (next(steps, None) or (lambda: None))())
 
 
 def thirty_steps(folder: Path) -> common.Training:
-    settings = {"epochs": 2, "batch_size": 10, "model": common.LeNet, "options": {"dropout": 0.5}}
+    settings = {"epochs": 2, "batch_size": 10, "options": {"dropout": 0.5}, "augment": True}
     return prepared(LENET, small_data(300), folder, **settings)
 
 
@@ -44,11 +44,8 @@ def test_a_signal_costs_and_doubles_no_step(tmp_path: Path, step: int, saved: in
     whole = common.train(thirty_steps(tmp_path), common.State())
     training = thirty_steps(tmp_path)
     stop = at_step(step, lambda: training.signals.append(signal.SIGTERM))
-    try:
-        with pytest.raises(common.Interrupted):
-            common.train(training, common.State())
-    finally:
-        stop.remove()
+    with stop, pytest.raises(common.Interrupted):
+        common.train(training, common.State())
     again, checkpoint = thirty_steps(tmp_path), common.read_saved(tmp_path / "checkpoint.pth")
     state = common.continue_from(again, checkpoint)
     assert state.step == len(state.losses) == saved and state.total_seconds > state.seconds > 0
@@ -60,16 +57,11 @@ def test_a_signal_costs_and_doubles_no_step(tmp_path: Path, step: int, saved: in
     assert all(map(torch.equal, resumed.best_model.values(), whole.best_model.values()))
 
 
-class InfiniteInWhite(nn.Module):
+class InfiniteInWhite(common.LeNet):
     """Logits that are infinite for a white image."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 10)
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        white = images.amin((1, 2, 3)) > 1.9
-        return self.linear(images.mean((2, 3))) + torch.where(white, torch.inf, 0)[:, None] * torch.eye(10)[0].add(0.1)
+        return super().forward(images) / (images.amin((1, 2, 3)) < 1)[:, None]
 
 
 def test_an_infinite_validation_loss_stops_at_its_epoch(tmp_path: Path) -> None:
@@ -97,34 +89,48 @@ def settings_for(data_dir: Path, output: Path, stated: common.Settings = LENET, 
     )
 
 
-def test_it_trains_where_gradients_are_switched_off(reference, data_dir: Path, tmp_path: Path) -> None:
-    with torch.inference_mode():
-        common.run(settings_for(data_dir, tmp_path))
-        assert torch.is_inference_mode_enabled()
+def interrupted(settings: common.Settings) -> common.Settings:
+    """What continues their run, which has been stopped in its second epoch."""
+    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))  # of 25 an epoch
+    with stop, pytest.raises(common.Interrupted, match="signal 2 and saved"):
+        common.run(settings)
+    return dataclasses.replace(settings, resume=True)
+
+
+@torch.inference_mode()
+def test_however_a_run_ends_it_leaves_the_process_as_it_was(
+    request: pytest.FixtureRequest, reference, data_dir: Path, tmp_path: Path
+) -> None:
+    """Other parts of which have another default type, and have switched off gradients."""
+
+    def state() -> tuple:
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        flags = torch.is_inference_mode_enabled(), torch.backends.mkldnn.enabled, torch.get_default_dtype()
+        return *handlers, *flags, torch.get_num_threads(), torch.get_rng_state().tolist()
+
+    request.addfinalizer(functools.partial(torch.set_default_dtype, torch.float32))
+    torch.set_default_dtype(torch.float64)
+    before, settings = state(), settings_for(data_dir, tmp_path)
+    with pytest.raises(common.UserError, match="lr"):
+        common.run(dataclasses.replace(settings, lr=1e9))
+    assert state() == before
+    settings = interrupted(settings)
+    assert state() == before
+    record = common.run(settings)
+    assert record == read_run(tmp_path)
     assert same_losses(tmp_path, reference("original_version_model", "--epochs", 2))
+    assert state() == before
 
 
-class DrawsFromAll(nn.Module):
+class DrawsFromAll(common.LeNet):
     """Whose weights at first, and whose logits, depend on Python's and NumPy's generators."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(3, 10)
-        self.linear.bias.data += random.random() + np.random.rand()
+        self.fc3.bias.data += random.random() + np.random.rand()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.linear(images.mean((2, 3))) * (random.random() + np.random.rand())
-
-
-def run_in_two_parts(settings: common.Settings) -> None:
-    """Interrupted in the second epoch, then resumed."""
-    stop = at_step(30, lambda: signal.raise_signal(signal.SIGINT))  # of 25 an epoch
-    try:
-        with pytest.raises(common.Interrupted):
-            common.run(settings)
-    finally:
-        stop.remove()
-    common.run(dataclasses.replace(settings, resume=True))
+        return super().forward(images) * (random.random() + np.random.rand())
 
 
 def test_all_generators_are_seeded_and_the_callers_put_back(data_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +139,7 @@ def test_all_generators_are_seeded_and_the_callers_put_back(data_dir: Path, tmp_
     record = common.run(settings)
     assert record["result"]["train_accuracy_images"] == record["dataset"]["train_images"] == 80
     assert (random.random(), np.random.rand()) == (random.Random(1).random(), np.random.RandomState(1).rand())
-    run_in_two_parts(dataclasses.replace(settings, output=tmp_path / "b"))
+    common.run(interrupted(dataclasses.replace(settings, output=tmp_path / "b")))
     assert same_losses(tmp_path / "a", tmp_path / "b")
 
 
@@ -145,12 +151,9 @@ def test_a_run_in_another_thread_waits_for_the_first(data_dir: Path, tmp_path: P
     for alone in settings:
         common.run(dataclasses.replace(alone, output=alone.output / "alone"))
     second = threading.Thread(target=common.run, args=settings[1:])
-    beside = at_step(1, lambda: (second.start(), second.join(1)))
-    try:
+    with at_step(1, lambda: (second.start(), second.join(1))):
         common.run(settings[0])
-    finally:
-        beside.remove()
-        second.join()
+    second.join()
     assert all(same_losses(one.output, one.output / "alone") for one in settings)
     assert torch.backends.mkldnn.enabled
 
@@ -198,42 +201,31 @@ def test_an_optimizer_with_modes_is_told_which_it_is(reference, data_dir: Path, 
     assert record["history"]["train_loss"] == read_run(plain)["history"]["train_loss"]
     halved = {name: values / 2 for name, values in weights_of(plain / "model.pth").items()}
     assert all(np.array_equal(halved[name], values) for name, values in weights_of(tmp_path / "a/model.pth").items())
-    run_in_two_parts(dataclasses.replace(settings, output=tmp_path / "b"))
+    common.run(interrupted(dataclasses.replace(settings, output=tmp_path / "b")))
     assert same_losses(tmp_path / "a", tmp_path / "b")
     for name in ("model.pth", "best_model.pth"):
         assert same_weights(tmp_path / "a" / name, tmp_path / "b" / name)
 
 
-class TwoRates(nn.Module):
+class TwoRates(common.LeNet):
     """A frozen body, and a head that learns ten times as fast as `--lr` says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(3, 5), nn.Linear(5, 10)
 
     def cifar10_interface(self) -> common.Interface:
         return common.Interface(optimizer=self.optimizer)
 
     def optimizer(self, settings: common.Settings) -> torch.optim.Optimizer:
-        groups = [
-            {"params": self.body.parameters(), "lr": 0},
-            {"params": self.head.parameters(), "lr": 10 * settings.lr},
-        ]
-        return torch.optim.SGD(groups)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(images.mean((2, 3))))
+        body = {"params": self.conv2.parameters(), "lr": 0}
+        return torch.optim.SGD([body, {"params": self.fc3.parameters(), "lr": 10 * settings.lr}])
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "one-cycle"])
 @pytest.mark.parametrize("rate", [0.25, 0])
-def test_groups_keep_their_ratio_to_the_rate(tmp_path: Path, schedule: str, rate: float) -> None:
-    changes = {"model": TwoRates, "lr": rate, "schedule": schedule, "epochs": 2, "batch_size": 10}
-    run = prepared(LENET, small_data(), tmp_path, **changes)
+def test_groups_keep_their_ratio_to_the_rate(rate: float) -> None:
+    changes = {"model": TwoRates, "lr": rate, "schedule": "one-cycle", "epochs": 2, "batch_size": 10}
+    run = prepared(LENET, small_data(), **changes)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     for epoch in (1, 2):
         for batches, sizes, rates in common.epoch_chunks(run, epoch, 0):
             common.train_chunk(run, batches, sizes, rates)
             assert [group["lr"] for group in run.optimizer.param_groups] == [0, 10 * rates[-1]]
-    same = [name for name, value in run.model.state_dict().items() if torch.equal(value, before[name])]
-    assert same == (["body.weight", "body.bias"] if rate else list(before))
+    moved = [name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert moved == (["fc3.weight", "fc3.bias"] if rate else [])
