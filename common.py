@@ -48,7 +48,7 @@ from cifar10lab.devices.execution import (
     tiny_steps,
 )
 from cifar10lab.devices.processes import all_reduce, from_rank_0, share_buffers
-from cifar10lab.files.earlier import RESULTS, code_of_results, move_earlier
+from cifar10lab.files.earlier import RESULTS, move_earlier
 from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
@@ -62,6 +62,7 @@ from cifar10lab.models.trial import try_model
 from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
 from cifar10lab.results.reference import beside_reference, describe_seeds
+from cifar10lab.results.rows import is_repeated
 from cifar10lab.settings.code import code_record
 from cifar10lab.settings.experiment import (
     HERE,
@@ -74,7 +75,7 @@ from cifar10lab.settings.experiment import (
     settings_of_script,
 )
 from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
-from cifar10lab.terminal.errors import UserError, WrongOption
+from cifar10lab.terminal.errors import UserError, WrongOption, in_one_line
 from cifar10lab.terminal.output import end_by_signal, make_output_last, progress_bar
 
 __all__ = ["Interface", "Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
@@ -137,6 +138,8 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
     Under `torchrun`, or in a process group that the caller has made, only rank 0 reads, writes and prints.
     Runs in several threads of a process wait for each other.
     """
+    if is_being_imported():
+        raise UserError("a module that is imported trains nothing: call run under `if __name__ == '__main__':`")
     with contextlib.ExitStack() as stack:
         stack.enter_context(own_process_state())
         training, warning = to_be_trained(settings, stated_settings)
@@ -155,6 +158,7 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
         if is_rank_0:
             write_results(training, record, state.best_model)
             sys.stderr.writelines(warning.splitlines(keepends=True)[1:2])  # its first line, once more
+        check_signals(training)  # one that came since: results are there, but the next run is not to begin
     return record
 
 
@@ -183,8 +187,9 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     try_model(model, execution, sizes_of(settings), last_batch // execution.world_size)
     differing = differences(config, config_of(stated_settings))
     folder, changed = run_folder(settings, differing, data.name), describe(differing)
+    code = code_record(settings.experiment, settings.model)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    return Training(settings, execution, data, model, folder, changed, code_record(settings), started), warning
+    return Training(settings, execution, data, model, folder, changed, code, started), warning
 
 
 def build_model(settings: Settings) -> nn.Module:
@@ -270,6 +275,8 @@ def check_same_run(saved: dict, training: Training, path: Path) -> None:
     data, before = training.data, saved["dataset"]
     if data.checksum != before.get("checksum"):
         texts.append(f"other images or in another order: {before['source']} -> {data.source}")
+    if "result" in saved and saved["code"].get("model_code") != training.code["model_code"]:
+        texts.append("its script or model's file has changed")
     if texts:
         raise UserError(
             f"{path} is of other settings ({', '.join(texts)}): give the same ones, or start without --resume"
@@ -312,8 +319,12 @@ def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
 
 def continue_from(training: Training, checkpoint: dict) -> State:
     """Load a checkpoint's states into model and optimizer; returns the `State` from which training goes on."""
-    training.model.load_state_dict(checkpoint["model"])
-    training.optimizer.load_state_dict(checkpoint["optimizer"])
+    try:
+        training.model.load_state_dict(checkpoint["model"])
+        training.optimizer.load_state_dict(checkpoint["optimizer"])
+    except (LookupError, RuntimeError, ValueError) as error:
+        changed = f"the model or its optimizer has changed since: {in_one_line(error)}"
+        raise UserError(f"{training.folder / 'checkpoint.pth'} can't be continued: {changed}") from error
     state = State(**{name: checkpoint[name] for name in vars(State())})
     # Losses on disk are sums over all processes: rank 0 goes on with them, the others with 0.
     return state if training.execution.rank == 0 else dataclasses.replace(state, losses=torch.zeros_like(state.losses))
@@ -583,11 +594,11 @@ def run_record(training: Training, state: State) -> dict:
 
 
 def write_results(training: Training, record: dict, best_model: dict[str, Tensor]) -> None:
-    """Write a finished run's four files, then remove its checkpoint. Results of other code are first moved away."""
+    """Write a finished run's four files, then remove its checkpoint. Those of another run are first moved away."""
     folder = training.folder
-    if code_of_results(folder) not in (None, training.code):
+    if (folder / "loss.json").exists() and not is_repeated(folder / "loss.json", record):
         kept = move_earlier(folder, *RESULTS)
-        print(f"the results that were in {folder} are of other code: they are now in {kept}")
+        print(f"the results that were in {folder} are of another run: they are now in {kept}")
     write_torch(folder / "best_model.pth", best_model)
     write_torch(folder / "model.pth", weights_on_cpu(training.model))
     write_file(folder / "loss.json", json.dumps(record, indent=1, allow_nan=False).encode())

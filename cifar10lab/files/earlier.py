@@ -1,7 +1,6 @@
 """Earlier runs' files, kept when another run takes their folder."""
 
 import itertools
-import json
 from pathlib import Path
 
 from cifar10lab.terminal.errors import UserError
@@ -20,13 +19,3 @@ def move_earlier(folder: Path, *names: str) -> Path:
     except OSError as error:
         raise UserError(f"{error.filename} can't be moved to {to}: {error.strerror}") from error
     return to
-
-
-def code_of_results(folder: Path) -> object:
-    """What a finished run's loss.json in `folder` says of its code, {} if nothing; None if there is no such run."""
-    try:
-        return json.loads((folder / "loss.json").read_text(encoding="utf-8")).get("code", {})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError):  # something else, which isn't to be lost either
-        return {}

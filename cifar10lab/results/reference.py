@@ -5,7 +5,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from cifar10lab.results.rows import REFERENCE, model_code, row_key, settings_in_use
+from cifar10lab.results.rows import REFERENCE, recorded, row_key, settings_in_use
 
 
 def original_run(config: dict[str, object]) -> dict[str, object] | None:
@@ -42,9 +42,9 @@ def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
 
     Of several with the same seed the first is taken: the same again on one core, say, is in a folder further down.
     """
-    key, code, accuracies = row_key(run), model_code(run), {}
+    key, code, accuracies = row_key(run), recorded(run, "code", "model_code"), {}
     for other in runs.values():
-        if row_key(other) == key and (not code or model_code(other) in ("", code)):
+        if row_key(other) == key and (not code or recorded(other, "code", "model_code") in ("", code)):
             accuracies.setdefault(other["config"]["seed"], other["result"]["final_test_accuracy"])
     return list(accuracies.values())
 

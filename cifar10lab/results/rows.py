@@ -1,5 +1,6 @@
 """Which runs differ by nothing but their seed: they are one row of a comparison, and one figure of the reference."""
 
+import json
 from pathlib import Path
 
 MODELSET = Path(__file__).resolve().parents[2] / "modelset"
@@ -12,7 +13,7 @@ NOT_COMPARED = ("seed", "precision")  # the precision used is compared, not the 
 def settings_in_use(config: dict[str, object]) -> dict[str, object]:
     """A config without NOT_COMPARED, and without settings that are 0 or off, or do nothing."""
     without = NOT_COMPARED if config.get("augment") else (*NOT_COMPARED, *AUGMENTATION)
-    return {name: value for name, value in (UNRECORDED | config).items() if name not in without and value}
+    return {name: value for name, value in (UNRECORDED | config).items() if name not in without and (value or value is None)}
 
 
 def recorded(run: dict, record: str, name: str) -> str:
@@ -37,6 +38,13 @@ def row_key(run: dict) -> dict[str, object]:
     }
 
 
-def model_code(run: dict) -> str:
-    """The hash of the run's script and model; "", which matches any other, if it isn't recorded."""
-    return recorded(run, "code", "model_code")
+def is_repeated(path: Path, run: dict) -> bool:
+    """Whether the loss.json at `path` is of the same seed, settings, data, devices and code as `run`."""
+
+    def parts(of: dict) -> list:
+        return [row_key(of), of["config"]["seed"], of["code"], of["dataset"]["checksum"]]
+
+    try:
+        return parts(json.loads(path.read_text(encoding="utf-8"))) == parts(run)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of something else
+        return False

@@ -2,25 +2,32 @@
 
 import ast
 import contextlib
+import functools
 import hashlib
+import inspect
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from cifar10lab.models.source import HERE, class_file
-from cifar10lab.settings.experiment import Settings
 
 
-def code_record(settings: Settings) -> dict[str, object]:
+@functools.cache  # files may change after they were imported; an imported class stays as it is
+def code_record(experiment: str, model: Callable[..., nn.Module]) -> dict[str, object]:
     """The git commit that the repository is at, a hash of what has changed since, and one of the experiment's own code.
 
-    "commit" and "changed" are None where there is no git; "changed" is False without changes in Python files;
-    "model_code" is of the script and of the model's file without comments and docstrings, None for a notebook's class.
+    "commit" and "changed" are None where git doesn't know these scripts; "changed" is False without changes in Python
+    files; "model_code" is of the script and of the model's file without comments and docstrings, or of the methods of a
+    notebook's class, None if their source isn't there.
     """
     record = {"commit": None, "changed": None}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # there is no git, or no repository
+        git("ls-files", "--error-unmatch", "common.py")  # or it is somebody else's, in which this was unpacked
         commit, changes = git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", "*.py")
         record = {"commit": commit, "changed": short_hash(changes) if changes else False}
-    return record | {"model_code": model_code(settings)}
+    return record | {"model_code": model_code(experiment, model)}
 
 
 def git(*words: str) -> str:
@@ -29,12 +36,15 @@ def git(*words: str) -> str:
     return subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout
 
 
-def model_code(settings: Settings) -> str | None:
+def model_code(experiment: str, model: Callable[..., nn.Module]) -> str | None:
     """A hash of the syntax of the experiment's script and of the file of its model's class."""
-    file = class_file(settings.model)
+    file = class_file(model)
     if file is None:
+        functions = [value for value in vars(model).values() if inspect.isfunction(value)] or [model]
+        with contextlib.suppress(OSError, TypeError):
+            return short_hash("".join(map(inspect.getsource, functions)))
         return None
-    files = {HERE / f"{settings.experiment}.py", file}
+    files = {HERE / f"{experiment}.py", file}
     return short_hash("".join(sorted(syntax(path) for path in files if path.is_file())))
 
 

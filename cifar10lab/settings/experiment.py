@@ -89,6 +89,7 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+TAKEN = {*FIELDS, "seeds", "help", "local_rank"}  # names that no option of a model can have
 # The settings that decide a run's result, in the order of loss.json and of folders' names; there, the model's own
 # options come after the first four.
 RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule", "precision", "epochs", "seed",
@@ -102,9 +103,11 @@ def model_options(model: type[nn.Module], given: Mapping[str, object]) -> dict[s
     Defaults that JSON can't keep or that are named like a setting, such as `device`, are left out. WrongOption for such
     ones among the given.
     """
-    if clash := FIELDS.keys() & given.keys():
+    if not hasattr(model, "__name__"):
+        raise WrongOption(f"the model can't be a {type(model).__name__}: give its class, or a function that makes it")
+    if clash := TAKEN & given.keys():
         raise WrongOption(f"{model.__name__} can't have an option {min(clash)}: every run has such a setting")
-    defaults = {name: p.default for name, p in inspect.signature(model).parameters.items() if name not in FIELDS}
+    defaults = {name: p.default for name, p in inspect.signature(model).parameters.items() if name not in TAKEN}
     options = {}
     for name, value in (defaults | dict(given)).items():
         try:  # NumPy's numbers become Python's
@@ -124,10 +127,10 @@ def config_of(settings: Settings) -> dict[str, object]:
 
 
 def differences(config: dict[str, object], other: dict[str, object]) -> dict[str, object]:
-    """The settings in `config` that differ from `other`. Absent ones have their default; 0, off and None are alike."""
+    """The settings in `config` that differ from `other`. Absent ones have their default, an option then 0 or off."""
     defaults = {name: FIELDS[name].default for name in RECORDED if FIELDS[name].default is not dataclasses.MISSING}
     config, other = config | defaults | config, defaults | other  # in the order of `config`
-    return {name: value for name, value in config.items() if (other.get(name) or None) != (value or None)}
+    return {name: value for name, value in config.items() if (value != other[name] if name in other else value)}
 
 
 def describe(config: dict[str, object]) -> str:
@@ -156,6 +159,8 @@ def checked(settings: Settings) -> Settings:
         raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
     if settings.cutout and not settings.augment:
         raise WrongOption("--cutout needs --augment")
+    if settings.epochs < settings.resolutions.count(",") + 1:
+        raise WrongOption("--resolutions needs an epoch for each size")
     return settings
 
 
