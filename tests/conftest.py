@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.pop("CIFAR10_DIR", None)  # the tests' data sets are their own
 os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have one of 80
@@ -43,14 +43,7 @@ EXPERIMENTS = ("original_version_model", "original_version_model_multigpu", "l2_
 EXPERIMENTS += ("dropout_regularization", "resnet_model", "fast_model")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests were started in the background
 FORKSERVER = multiprocessing.get_context("forkserver")
-PRELOADED = [
-    "common",
-    "torch",
-    "torchvision.datasets",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "pytest",
-]
+PRELOADED = ["common", "torchvision.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest"]
 FORKSERVER.set_forkserver_preload(PRELOADED)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -67,29 +60,23 @@ def small_data(images: int = 40) -> loading.Data:
     return loading.Data(*(torch.from_numpy(array[:images]) for array in synthetic_images()), "synthetic", "test")
 
 
-def make_image_folder(folder: Path, train: int, test: int, cached: bool = False) -> Path:
-    """`train` and `test` images per class, of the synthetic stand-in, as PNG files; with their cache if `cached`."""
+def make_image_folder(folder: Path, train: int, test: int) -> Path:
+    """`train` and `test` images per class, of the synthetic stand-in, as PNG files."""
     arrays = synthetic_images()
     for split, images, labels, count in (("train", *arrays[:2], train), ("test", *arrays[2:], test)):
         for label, name in enumerate(loading.CLASSES):
             (folder / split / name).mkdir(parents=True)
             for i, image in enumerate(images[labels == label][:count]):
                 Image.fromarray(image.transpose(1, 2, 0)).save(folder / split / name / f"{i:04}.png")
-    if cached:
-        loading.load_cifar10(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 training and 40 test images, and their cache, so that all scripts write the same files."""
-    return make_image_folder(tmp_path_factory.mktemp("data"), 10, 4, cached=True)
-
-
-@pytest.fixture(scope="session")
-def larger_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 training and 10 test images: at small batch sizes, an epoch of several chunks."""
-    return make_image_folder(tmp_path_factory.mktemp("larger data"), 60, 1, cached=True)
+    folder = make_image_folder(tmp_path_factory.mktemp("data"), 10, 4)
+    loading.load_cifar10(folder)
+    return folder
 
 
 @pytest.fixture
@@ -119,8 +106,7 @@ class Command:
         return os.system, (self.command,)
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     code: int
     out: str
     err: str
@@ -143,41 +129,38 @@ def run_command(*command: object, data_dir: Path | None = None, cwd: Path | None
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-@dataclass(frozen=True)
-class At:
-    """Something that a script's process does to itself, at a moment that is the same in each run."""
+def at(event: str, count: int, action: int | Callable[[], object]) -> Callable[[], None]:
+    """A `moment` for `start`: its process sends itself the signal `action`, or calls it, at the `count`-th such event.
 
-    event: str  # "step": a training step is done; "writing": a file is half written; "written": it is in its place
-    count: int  # of these events, from 1
-    action: Callable[[], object]  # without it, one by the clock would come at another moment each time
-
-    def prepare(self) -> None:
-        """Wait for the event in this process."""
-        events = itertools.count(1)
-
-        def come() -> bool:
-            return next(events) == self.count
-
-        def replace_file(source: Path, target: Path, *, replace: Callable = os.replace) -> None:
-            if self.event == "writing" and come():
-                os.truncate(source, os.path.getsize(source) // 2)
-                self.action()
-            replace(source, target)
-            if self.event == "written" and come():
-                self.action()
-
-        if self.event == "step":
-            register_optimizer_step_post_hook(lambda *_: self.action() if come() else None)
-        else:
-            os.replace = replace_file
+    By the clock, it would come at another moment in each run. The events: "step", a training step is done; "writing",
+    a file is half written; "written", it is in its place.
+    """
+    action = action if callable(action) else functools.partial(signal.raise_signal, action)
+    return functools.partial(_prepare, event, count, action)
 
 
-def at(event: str, count: int, number: int) -> At:
-    """This signal to itself."""
-    return At(event, count, functools.partial(signal.raise_signal, number))
+def _prepare(event: str, count: int, action: Callable[[], object]) -> None:
+    """Wait for the event in this process."""
+    events = itertools.count(1)
+
+    def come() -> bool:
+        return next(events) == count
+
+    def replace_file(source: Path, target: Path, *, replace: Callable = os.replace) -> None:
+        if event == "writing" and come():
+            os.truncate(source, os.path.getsize(source) // 2)
+            action()
+        replace(source, target)
+        if event == "written" and come():
+            action()
+
+    if event == "step":
+        register_optimizer_step_post_hook(lambda *_: action() if come() else None)
+    else:
+        os.replace = replace_file
 
 
-def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], moment: At | None = None) -> None:
+def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], moment: Callable | None) -> None:
     os.environ.update(env)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests were started with nohup
     for stream, name in ((1, "out"), (2, "err")):
@@ -186,10 +169,8 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], m
     sys.argv = [str(script), *arguments]
     torch.set_num_threads(1)
     if moment:
-        moment.prepare()
-    if script.parent == ROOT:
-        loading.DATA_DIR = Path(env["CIFAR10_DIR"])
-    else:  # a copy, which has its own common.py
+        moment()
+    if script.parent != ROOT:  # a copy, which has its own common.py
         for name in [name for name in sys.modules if name.split(".")[0] in ("common", "cifar10lab")]:
             del sys.modules[name]
         sys.path[:] = [str(script.parent), *(path for path in sys.path if path != str(ROOT))]
@@ -199,7 +180,7 @@ def _child(script: Path, arguments: list[str], log: Path, env: dict[str, str], m
 class Script:
     """A script in a process of its own, forked from one that has imported torch already."""
 
-    def __init__(self, script: Path, *arguments, log: Path, data_dir: Path, moment: At | None = None, env=()) -> None:
+    def __init__(self, script: Path, *arguments, log: Path, data_dir: Path, moment=None, env=()) -> None:
         self.log = log
         words = [str(word) for word in arguments]
         arguments = (script, words, log, environment(data_dir) | dict(env), moment)
@@ -276,12 +257,11 @@ def together(start):
 
     def together(number: int, script: str | Path, *arguments, restarts: int = 0, **options) -> Finished:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        env = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-        env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": restarts}
-        env |= {"TORCHELASTIC_USE_AGENT_STORE": True}
-        ranks = [{**env, "RANK": rank, "LOCAL_RANK": rank} for rank in range(number)]
-        texts = [{name: str(value) for name, value in rank.items()} for rank in ranks]
-        scripts = [start(script, *arguments, "--device", "cpu", env=text, **options) for text in texts]
+        env = {"WORLD_SIZE": f"{number}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{store.port}"}
+        env |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": f"{restarts}"}
+        env |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        ranks = [env | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(number)]
+        scripts = [start(script, *arguments, "--device", "cpu", env=rank, **options) for rank in ranks]
         finished = [script.finish() for script in scripts]
         code = next((done.code for done in finished if done.code), 0)
         return Finished(code, "".join(done.out for done in finished), "".join(done.err for done in finished))
@@ -319,12 +299,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, data_dir: Path):
 @pytest.fixture
 def inspect(call, data_dir: Path):
     """Runs inspect_weights.py in this process, on the small data set: exit code, standard output and error."""
-
-    def inspect(*arguments: object) -> tuple[int, str, str]:
-        done = call(inspect_weights.main, "--data-dir", data_dir, *arguments)
-        return done.code, done.out, done.err
-
-    return inspect
+    return functools.partial(call, inspect_weights.main, "--data-dir", data_dir)
 
 
 @pytest.fixture

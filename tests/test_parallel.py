@@ -18,17 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import (
-    ROOT,
-    at,
-    environment,
-    in_processes,
-    linux,
-    read_run,
-    small_run,
-    wait_until,
-    weights_of,
-)
+from conftest import ROOT, at, environment, in_processes, linux, read_run, small_run, wait_until, weights_of
 
 from cifar10lab.devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
 from cifar10lab.devices.execution import Execution
@@ -43,20 +33,6 @@ SCRIPTS = {
 }
 
 
-def check_it_is_the_single_process(folder: Path, single: Path, processes: int) -> None:
-    """Two folders' losses and weights."""
-    record, expected = read_run(folder), read_run(single)
-    assert record["environment"]["parallel"] == "DistributedDataParallel"
-    assert record["environment"]["world_size"] == processes
-    for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
-        assert record["history"][name] == pytest.approx(expected["history"][name], rel=1e-4), name
-    assert record["steps"]["train_loss"] == pytest.approx(expected["steps"]["train_loss"], rel=1e-4)
-    weights, expected_weights = weights_of(folder / "model.pth"), weights_of(single / "model.pth")
-    assert weights.keys() == expected_weights.keys()
-    for name in weights:
-        assert np.allclose(weights[name], expected_weights[name], rtol=1e-3, atol=1e-5), name
-
-
 @pytest.mark.parametrize(("model", "processes"), [("LeNet", 3), ("ResNet18", 1), ("ResNet18", 2)])
 def test_losses_and_weights_are_the_single_processs(together, reference, tmp_path: Path, model, processes) -> None:
     done = together(processes, *SCRIPTS[model], "--output", tmp_path / "out")
@@ -64,7 +40,16 @@ def test_losses_and_weights_are_the_single_processs(together, reference, tmp_pat
     assert done.out.count("epoch   1/") == 1  # rank 0 alone prints
     assert f"data, checkpoints and results are those of {platform.node()}, where rank 0 is: {tmp_path}/out" in done.out
     single = reference(*SCRIPTS[model], "--device", "cpu")
-    check_it_is_the_single_process(tmp_path / "out", single, processes)
+    record, expected = read_run(tmp_path / "out"), read_run(single)
+    assert record["environment"]["parallel"] == "DistributedDataParallel"
+    assert record["environment"]["world_size"] == processes
+    for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+        assert record["history"][name] == pytest.approx(expected["history"][name], rel=1e-4), name
+    assert record["steps"]["train_loss"] == pytest.approx(expected["steps"]["train_loss"], rel=1e-4)
+    weights, expected_weights = (weights_of(folder / "model.pth") for folder in (tmp_path / "out", single))
+    assert weights.keys() == expected_weights.keys()
+    for name in weights:
+        assert np.allclose(weights[name], expected_weights[name], rtol=1e-3, atol=1e-5), name
 
 
 def test_a_run_goes_on_in_another_number_of_processes(together, run, reference, tmp_path: Path) -> None:
@@ -202,49 +187,33 @@ def test_batch_norm_of_shares_is_that_of_the_batch(tmp_path: Path, number: int) 
             assert all(same), (kind, name)
 
 
-EARLY = {
-    "LeNet": dataclasses.replace(LENET, batch_size=32),
-    "ResNet18": dataclasses.replace(RESNET, batch_size=32, options={"width": 16}, lr=0.001),
-}
-
-
-def early_losses(rank: int, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each model's losses of the first four steps in bf16, summed over its share's images and over all."""
+def early_losses(rank: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ResNet-18's losses of the first four steps in bf16, summed over this process's share and over all images."""
     parallel = "DistributedDataParallel" if dist.is_initialized() else "none"
-    execution, losses = Execution(torch.device("cpu"), "bf16", parallel, rank, number), []
-    for settings in EARLY.values():
-        run = small_run(settings, execution)
-        losses.append(torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)]))
-    return [(share, all_reduce(share)) for share in losses]
+    settings = dataclasses.replace(RESNET, batch_size=32, options={"width": 16}, lr=0.001)
+    run = small_run(settings, Execution(torch.device("cpu"), "bf16", parallel, rank, number))
+    share = torch.cat([common.train_chunk(run, *chunk) for chunk in common.epoch_chunks(run, 1, 0)])
+    return share, all_reduce(share)
 
 
 def test_early_losses_in_bf16_are_the_single_processs(tmp_path: Path) -> None:
-    members = in_processes(2, tmp_path, early_losses)
-    for model, (expected, _), *shares in zip(EARLY, early_losses(0, 1), *members, strict=True):
-        (first, whole), (second, _) = shares
-        assert torch.equal(first + second, whole), "a sum over processes leaves what it sums"
-        assert whole.tolist() == pytest.approx(expected.tolist(), rel=1e-2), model
+    (first, whole), (second, _) = in_processes(2, tmp_path, early_losses)
+    assert torch.equal(first + second, whole), "a sum over processes leaves what it sums"
+    assert whole.tolist() == pytest.approx(early_losses(0, 1)[1].tolist(), rel=1e-2)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_a_replicas_thread_has_the_runs_precision(precision: str, kind: torch.dtype) -> None:
+def test_a_replicas_thread_has_the_runs_precision_and_an_empty_share_is_float32(precision: str, kind) -> None:
     """`DataParallel` runs each replica in a thread, where autocast has its default type: on GPUs, float16."""
-    run, kinds = small_run(EARLY["LeNet"], Execution(torch.device("cpu"), precision, "none")), []
+    run, kinds = small_run(LENET, Execution(torch.device("cpu"), precision, "none")), []
     run.model.fc2.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
 
     def work() -> None:
         torch.set_autocast_dtype("cpu", torch.float16)
-        kinds.append(run.network(torch.zeros(1, 3, 32, 32)).dtype)
+        for images in (1, 0):
+            kinds.append(run.network(torch.zeros(images, 3, 32, 32)).dtype)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert kinds == [kind, torch.float32]
-
-
-def test_an_empty_share_is_float32_throughout() -> None:
-    run, kinds = small_run(EARLY["ResNet18"], Execution(torch.device("cpu"), "bf16", "none")), []
-    run.model.conv1.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
-    run.model.eval()
-    assert [len(run.network(torch.zeros(count, 3, 32, 32))) for count in (0, 1)] == [0, 1]
-    assert kinds == [torch.float32, torch.bfloat16]
+    assert kinds == [kind, torch.float32, torch.float32, torch.float32]

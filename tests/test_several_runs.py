@@ -12,11 +12,9 @@ from conftest import ROOT, read_run
 from cifar10lab.settings import code
 from original_version_model import SETTINGS
 
-ONE_EPOCH = ("original_version_model_multigpu", "--epochs", 1)
-
 
 def test_seeds_are_runs_one_after_another(run, together, tmp_path: Path) -> None:
-    arguments = (*ONE_EPOCH, "--seeds", "0,3", "--output", tmp_path / "out")
+    arguments = ("original_version_model_multigpu", "--epochs", 1, "--seeds", "0,3", "--output", tmp_path / "out")
     done = together(2, *arguments)
     assert done.code == 0, done.err
     records = [read_run(tmp_path / "out" / f"seed={seed}") for seed in (0, 3)]
@@ -29,17 +27,13 @@ def test_seeds_are_runs_one_after_another(run, together, tmp_path: Path) -> None
     assert again.out.count("this run has finished") == 2 and again.out.splitlines()[-1].startswith(last)
 
 
-def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[common.Settings]:
+def test_a_number_of_seeds_begins_with_0(main, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--seeds", "2", "--local-rank=0"]  # the second as torch.distributed.launch says it
     monkeypatch.setattr(sys, "argv", ["original_version_model.py", *words])
-    return common.parse_arguments(SETTINGS, "")
-
-
-def test_a_number_of_seeds_begins_with_0(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    settings = parsed(monkeypatch, "--seeds", "2", "--local-rank=0")  # as torch.distributed.launch says it
+    settings = common.parse_arguments(SETTINGS, "")
     assert [one.seed for one in settings] == [0, 1] and {one.output for one in settings} == {None}
-    with pytest.raises(SystemExit, match="2"):
-        parsed(monkeypatch, "--seed", "1", "--seeds", "2")
-    assert "not allowed with" in capsys.readouterr().err
+    done = main(SETTINGS, "--seed", 1, "--seeds", 2)
+    assert done.code == 2 and "not allowed with" in done.err
 
 
 # --- Other code

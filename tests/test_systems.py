@@ -10,12 +10,11 @@ import struct
 import sys
 import termios
 import time
-import types
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, At, read_run, wait_for
+from conftest import ROOT, at, read_run, wait_for
 
 from cifar10lab.devices.execution import cpu_share, process_settings
 from cifar10lab.terminal.output import make_output_last
@@ -32,7 +31,7 @@ def opened_terminal(path: Path) -> int:
 def test_a_run_goes_on_when_its_output_is_gone(start, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log0.err")
     pipe, terminal = os.open(tmp_path / "log0.err", os.O_RDONLY | os.O_NONBLOCK), opened_terminal(tmp_path / "log0.out")
-    held = At("written", 1, functools.partial(wait_for, tmp_path / "gone"))
+    held = at("written", 1, functools.partial(wait_for, tmp_path / "gone"))
     script = start("original_version_model", "--epochs", 3, "--output", tmp_path / "out", moment=held)
     wait_for(tmp_path / "out" / "checkpoint.pth")
     os.close(pipe)
@@ -46,7 +45,7 @@ def test_a_run_goes_on_when_its_output_is_gone(start, tmp_path: Path) -> None:
 
 def test_progress_is_shown_on_a_terminal(start, tmp_path: Path) -> None:
     reader, shown = opened_terminal(tmp_path / "log0.err"), b""
-    slow = At("step", 2, functools.partial(time.sleep, 0.2))  # since the bar is drawn at most ten times a second
+    slow = at("step", 2, functools.partial(time.sleep, 0.2))  # since the bar is drawn at most ten times a second
     script = start("original_version_model", "--epochs", 1, "--output", tmp_path / "out", moment=slow)
     while script.process.exitcode is None or select.select([reader], [], [], 0)[0]:
         if select.select([reader], [], [], 0.1)[0]:
@@ -62,8 +61,7 @@ def close_output() -> None:
 
 
 def test_a_run_needs_no_standard_output_at_all(run, tmp_path: Path) -> None:
-    closed = types.SimpleNamespace(prepare=close_output)
-    assert run("original_version_model", "--epochs", 1, "--output", tmp_path / "out", moment=closed).code == 0
+    assert run("original_version_model", "--epochs", 1, "--output", tmp_path / "out", moment=close_output).code == 0
     assert read_run(tmp_path / "out")["history"]["epoch"] == [1]
 
 
