@@ -53,10 +53,10 @@ def picture_folder(path: Path, output: Path | None) -> Path:
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained tensors, float32: all but BatchNorm's running statistics."""
+    """The trained tensors, float64: all but BatchNorm's running statistics."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     trained = [name for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()]
-    return {name: weights[name].float() for name in trained}
+    return {name: weights[name].double() for name in trained}
 
 
 def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> None:
@@ -103,7 +103,7 @@ def compare(first: dict[str, Tensor], arguments: argparse.Namespace, folder: Pat
     if {name: t.shape for name, t in first.items()} != {name: t.shape for name, t in second.items()}:
         raise UserError(f"{path} holds other names or shapes: only weights of the same model can be compared")
     lines = [["name", "count", "L2 norm", "of the other", "ratio", "relative difference"]]
-    totals = [torch.cat([t.flatten() for t in parameters.values()]) for parameters in (first, second)]
+    totals = [torch.cat([tensors[name].flatten() for name in first]) for tensors in (first, second)]
     pairs = [*((name, first[name], second[name]) for name in first), ("total", *totals)]
     for name, a, b in pairs:
         norms = a.norm().item(), b.norm().item()
@@ -208,7 +208,8 @@ def evaluate(model: TrainedModel, data: Data, path: Path, folder: Path) -> None:
     lines = [["class", "accuracy %", "most often taken for"]]
     wrong = matrix - matrix.diag().diag()
     for i, row in enumerate(matrix):
-        lines.append([CLASSES[i], f"{100 * row[i] / max(1, row.sum()):.2f}", CLASSES[wrong[i].argmax()]])
+        share = f"{100 * row[i] / row.sum():.2f}" if row.any() else "-"
+        lines.append([CLASSES[i], share, CLASSES[wrong[i].argmax()] if wrong[i].any() else "-"])
     print_table(lines)
     picture(folder / "confusion.png", draw_confusion, matrix, accuracy, name)
     picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1), name)

@@ -1,6 +1,7 @@
 """A model of one's own: the README's script, Python instead of the command line, and models that differ from ours."""
 
 import dataclasses
+import functools
 import re
 import signal
 import sys
@@ -102,6 +103,9 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
         ({"nesterov": True, "optimizer": "adamw"}, "--nesterov is of --optimizer sgd"),
         ({"model": FastNet, "optimizer": "adamw"}, "FastNet brings its own optimizer: leave out --optimizer adamw"),
         ({"cutout": 8}, "--cutout needs --augment"),
+        ({"model": common.ResNet18, "resolutions": "16,32", "epochs": 1}, "--resolutions needs an epoch for each size"),
+        ({"model": functools.partial(common.LeNet, 0.5)}, "the model can't be a partial: give its class"),
+        ({"options": {"seeds": 3}}, "LeNet can't have an option seeds"),
         ({"options": {"dropout": nn.ReLU}}, "--dropout can't be <class 'torch.nn.modules.activation.ReLU'>"),
         ({"options": {"dropout": float("nan")}}, "--dropout can't be nan: options are finite numbers"),
         ({"options": {"schedule": "x"}}, "schedule"),
@@ -156,6 +160,8 @@ def test_a_script_of_any_name_and_place_without_a_guard(run, perceptron: Path, n
     assert (done.code, done.err) == (0, "")
     assert f"test accuracy {read_run(folder)['result']['final_test_accuracy']:.2f} %" in done.out
     assert (folder / "loss.json").stat().st_mtime_ns == before
+    script.write_text(script.read_text().replace("nn.ReLU", "nn.Tanh"))
+    assert "has changed since this run" in run(here / "inspect_weights.py", folder, "--evaluate").err
 
 
 def loaded_loss(folder: Path, data_dir: Path) -> float:
@@ -200,9 +206,16 @@ def test_a_constructor_that_fails_says_why(data_dir: Path, tmp_path: Path) -> No
             attempt()
 
 
-def test_a_script_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import nothing_of_that_name\n")
-    with pytest.raises(common.UserError, match=r"^mine\.py can't be imported: ModuleNotFoundError"):
+@pytest.mark.parametrize(
+    ("script", "named"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("import common, resnet_model\ncommon.run(resnet_model.SETTINGS)", "UserError: .* imported trains nothing"),
+    ],
+)
+def test_a_script_that_cannot_be_imported_is_named(tmp_path: Path, script: str, named: str) -> None:
+    (tmp_path / "mine.py").write_text(f"{script}\n")
+    with pytest.raises(common.UserError, match=rf"^mine\.py can't be imported: {named}"):
         import_source(str(tmp_path / "mine.py"))
 
 

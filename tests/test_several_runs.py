@@ -45,16 +45,21 @@ def change(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after))
 
 
-def test_results_of_other_code_are_kept(run, copied: Path, data_dir: Path) -> None:
-    train, out = ("--epochs", 1, "--data-dir", data_dir, "--output", copied / "out"), copied / "out"
-    assert run(copied / "original_version_model.py", *train).code == 0
+def test_results_of_another_run_are_kept_and_of_the_same_one_replaced(run, copied: Path, data_dir: Path) -> None:
+    script, out = copied / "original_version_model.py", copied / "out"
+    train = ("--epochs", 1, "--data-dir", data_dir, "--output", out)
+    assert run(script, *train).code == 0
     first, files = read_run(out), {path.name for path in out.glob("[a-z]*")}
-    change(copied / "cifar10lab/models/lenet.py", "F.relu(self.fc2(x))", "F.gelu(self.fc2(x))")
-    done = run(copied / "original_version_model.py", *train)
-    assert done.code == 0 and "are of other code: they are now in" in done.out, done.err
-    assert read_run(out)["code"]["model_code"] != first["code"]["model_code"]
+    done = run(script, *train, "--lr", 0.1)
+    assert done.code == 0 and "are of another run: they are now in" in done.out, done.err
     assert read_run(out / "earlier-1") == first
     assert {path.name for path in (out / "earlier-1").iterdir()} == files
+    assert run(script, *train, "--lr", 0.1).code == 0 and not (out / "earlier-2").exists()
+    change(copied / "cifar10lab/models/lenet.py", "F.relu(self.fc2(x))", "F.gelu(self.fc2(x))")
+    done = run(script, *train, "--lr", 0.1, "--resume")
+    assert done.code == 1 and "its script or model's file has changed" in done.err, done.err
+    assert run(script, *train, "--lr", 0.1).code == 0
+    assert read_run(out)["code"]["model_code"] != read_run(out / "earlier-2")["code"]["model_code"]
 
 
 def test_only_what_python_executes_is_other_code(tmp_path: Path) -> None:
@@ -71,17 +76,22 @@ def test_the_commit_and_what_has_changed_since_are_recorded(monkeypatch: pytest.
         names = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(("git", *names, *words), cwd=copied, check=True, capture_output=True, text=True).stdout
 
+    def record() -> dict:
+        return code.code_record.__wrapped__(SETTINGS.experiment, SETTINGS.model)  # as another process would
+
     monkeypatch.setattr(code, "HERE", copied)
-    before = code.code_record(SETTINGS)
+    before = code.code_record(SETTINGS.experiment, SETTINGS.model)
     assert (before["commit"], before["changed"]) == (None, None) and len(before["model_code"]) == 12
     git("init", "-q")
+    assert record() == before, "somebody else's repository"
     git("add", "*.py")
     git("commit", "-qm", "x")
     commit = git("rev-parse", "HEAD").strip()
-    assert code.code_record(SETTINGS) == before | {"commit": commit, "changed": False}
+    assert record() == before | {"commit": commit, "changed": False}
     change(copied / "common.py", "TRAIN_EVALUATION_IMAGES = 10_000", "TRAIN_EVALUATION_IMAGES = 20")
-    once = code.code_record(SETTINGS)["changed"]
+    once = record()["changed"]
     change(copied / "common.py", "TRAIN_EVALUATION_IMAGES = 20", "TRAIN_EVALUATION_IMAGES = 30")
-    assert once and code.code_record(SETTINGS)["changed"] not in (once, False)
+    assert once and record()["changed"] not in (once, False)
     change(copied / "original_version_model.py", "lr=0.001", "lr=0.002")
-    assert code.code_record(SETTINGS)["model_code"] != before["model_code"]
+    assert record()["model_code"] != before["model_code"]
+    assert code.code_record(SETTINGS.experiment, SETTINGS.model) == before, "this process still runs the first code"

@@ -247,6 +247,12 @@ def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:
     assert common.run_folder(settings, differing, "synthetic").name == synthetic
 
 
+def test_an_option_that_is_none_is_another_than_one_that_is_0_or_not_recorded() -> None:
+    assert common.differences({"level": 0}, {"level": None}) == {"level": 0}
+    assert common.differences({"level": None}, {"level": 0}) == {"level": None}
+    assert common.differences({"level": 0}, {}) == {}
+
+
 def test_data_parallel_is_left_out_without_several_gpus() -> None:
     execution = common.start_execution("cpu", "auto", False, data_parallel=True)
     assert execution.parallel == "none"

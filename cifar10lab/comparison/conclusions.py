@@ -53,7 +53,7 @@ Evidence = tuple[str, str, str, str]  # claim, what was measured, of which seeds
 def page(runs: Runs) -> str:
     """The README of the reference results, which are on CIFAR-10."""
     rows, benchmarks = named_rows(runs), Path(__file__).resolve().parents[2] / "benchmarks"
-    throughput, scaling = (json.loads((benchmarks / f"{name}.json").read_text()) for name in ("throughput", "scaling"))
+    throughput, scaling = (json.loads((benchmarks / f"{name}.json").read_bytes()) for name in ("throughput", "scaling"))
     evidence = {
         "The choice of model matters more than tuning parameters": model_choice(rows),
         "ResNet beats LeNet in accuracy and in training efficiency": efficiency(runs, rows, throughput),

@@ -19,7 +19,9 @@ from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import import_source, make_model
 from cifar10lab.models.trial import try_model
-from cifar10lab.settings.experiment import FIELDS
+from cifar10lab.results.rows import recorded
+from cifar10lab.settings.code import model_code
+from cifar10lab.settings.experiment import TAKEN
 from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
@@ -134,7 +136,9 @@ def model_of(run: dict) -> nn.Module:
     kind = getattr(import_source(source), name, None)
     if kind is None:
         raise UserError(f"{name} can't be made again: {source} has no such class")
-    model = make_model(kind, {name: value for name, value in run["config"].items() if name not in FIELDS})
+    if recorded(run, "code", "model_code") not in ("", model_code(run["experiment"], kind)):
+        warnings.warn(f"{source} has changed since this run: its weights are put into {name} as it is now", stacklevel=5)
+    model = make_model(kind, {name: value for name, value in run["config"].items() if name not in TAKEN})
     if any(map(is_lazy, model.parameters())):
         try_model(model, Execution(torch.device("cpu"), "fp32", "none"), sizes=[])
     return model

@@ -19,7 +19,7 @@ def load_test_arrays(images: Path, labels: Path) -> Data:
     arrays = []
     for path in (images, labels):
         with readable(path):
-            arrays.append(np.load(path, allow_pickle=False))
+            arrays.append(np.asarray(np.load(path, allow_pickle=False)))
     arrays = images_and_labels(*arrays, f"{images} with {labels}")
     return data_of([NO_IMAGES.numpy(), NO_LABELS.numpy(), *arrays], "cifar10", str(images))
 
