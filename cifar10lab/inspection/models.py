@@ -137,7 +137,7 @@ def model_of(run: dict) -> nn.Module:
     if kind is None:
         raise UserError(f"{name} can't be made again: {source} has no such class")
     if recorded(run, "code", "model_code") not in ("", model_code(run["experiment"], kind)):
-        warnings.warn(f"{source} has changed since this run: its weights are put into {name} as it is now", stacklevel=5)
+        warnings.warn(f"{source} has changed since this run: {name} is made as it is now", stacklevel=5)
     model = make_model(kind, {name: value for name, value in run["config"].items() if name not in TAKEN})
     if any(map(is_lazy, model.parameters())):
         try_model(model, Execution(torch.device("cpu"), "fp32", "none"), sizes=[])

@@ -13,7 +13,8 @@ NOT_COMPARED = ("seed", "precision")  # the precision used is compared, not the 
 def settings_in_use(config: dict[str, object]) -> dict[str, object]:
     """A config without NOT_COMPARED, and without settings that are 0 or off, or do nothing."""
     without = NOT_COMPARED if config.get("augment") else (*NOT_COMPARED, *AUGMENTATION)
-    return {name: value for name, value in (UNRECORDED | config).items() if name not in without and (value or value is None)}
+    settings = (UNRECORDED | config).items()
+    return {name: value for name, value in settings if name not in without and (value or value is None)}
 
 
 def recorded(run: dict, record: str, name: str) -> str:
