@@ -1,7 +1,7 @@
 """About 94 % with a fifth of ResNet-18's arithmetic an image and half of its epochs.
 
     python fast_model.py
-    python fast_model.py --width 96     # half as wide again, twice the time: about 94 % with one view
+    python fast_model.py --width 96     # half as wide again, two to three times as long: about 94 % with one view
 
 The network and the recipe of Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
 https://arxiv.org/abs/2404.00498: a first layer that needs no training, since it whitens the patches
