@@ -1,5 +1,6 @@
 """Several runs of one experiment: seeds as one command, and runs of other code in one folder."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import common
 
 import pytest
-from conftest import ROOT, read_run
+from conftest import ROOT, at, read_run
 
 from cifar10lab.settings import code
 from original_version_model import SETTINGS
@@ -34,6 +35,12 @@ def test_a_number_of_seeds_begins_with_0(main, monkeypatch: pytest.MonkeyPatch) 
     assert [one.seed for one in settings] == [0, 1] and {one.output for one in settings} == {None}
     done = main(SETTINGS, "--seed", 1, "--seeds", 2)
     assert done.code == 2 and "not allowed with" in done.err
+
+
+def test_a_signal_while_results_are_written_completes_them_and_begins_no_further_run(run, tmp_path: Path) -> None:
+    words, stopped = ("--epochs", 1, "--seeds", 2, "--output", tmp_path), at("written", 3, signal.SIGINT)
+    assert run("original_version_model", *words, moment=stopped).code == -signal.SIGINT
+    assert read_run(tmp_path / "seed=0")["history"]["epoch"] == [1] and not (tmp_path / "seed=1").exists()
 
 
 # --- Other code
