@@ -25,42 +25,34 @@ ROWS = {  # the row's command, and a run of its settings
 @pytest.fixture(scope="module")
 def throughput() -> dict:
     """The benchmark's functions, and as `cases` what it measured."""
-    folder = ROOT / "benchmarks"
-    cases = json.loads((folder / "throughput.json").read_text(encoding="utf-8"))
-    return runpy.run_path(str(folder / "throughput.py")) | {"cases": cases}
+    cases = json.loads(read("benchmarks/throughput.json"))
+    return runpy.run_path(str(ROOT / "benchmarks" / "throughput.py")) | {"cases": cases}
 
 
-def text_of(readme: str) -> str:
-    """Without the space before %, which Chinese has not."""
-    return (ROOT / readme).read_text(encoding="utf-8").replace(" %", "%")
-
-
-def read(folder: str) -> dict:
-    return json.loads((reference.REFERENCE / folder / "loss.json").read_text(encoding="utf-8"))
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_table_has_the_committed_runs_figures(readme: str, throughput: dict) -> None:
-    runs, text = reference.reference_runs(), text_of(readme)
+    runs, text = reference.reference_runs(), read(readme).replace(" %", "%")  # Chinese has no space there
     minutes = {row[1]: row[-1] for row in throughput["describe_runs"](throughput["cases"])}
     for command, folder in ROWS.items():
         row = re.search(rf"^\| `{re.escape(command)}` \|(.+)\|$", text, re.M)[1]
-        cells, record = [cell.strip() for cell in row.split("|")], read(folder)
+        cells, record = [cell.strip() for cell in row.split("|")], runs[reference.REFERENCE / folder / "loss.json"]
         assert cells[2] == minutes[command], command
         accuracies = reference.reference_accuracies(runs, record)
         accuracy, seeds = re.match(r"([\d.]+(?: ± [\d.]+)?)%\D*(\d)", cells[1]).groups()
         assert (accuracy, int(seeds)) == (reference.mean_text(accuracies), len(accuracies)), command
         assert cells[3].removesuffix("%") == (reference.original_accuracy(record["config"]) or "-"), command
-    page = (reference.REFERENCE / "README.md").read_text(encoding="utf-8")
-    names = ("run", "FastNet, device cpu")
-    head, fast = (re.search(rf"^\| {name} +\|.+$", page, re.M)[0].split("|") for name in names)
-    mirrored = dict(zip(map(str.strip, head), map(str.strip, fast), strict=True))["mirrored %"]
+    fast = [runs[path]["result"] for path in runs if re.search(r"reference/Fast(/seed=\d)?/loss\.json", str(path))]
+    mirrored = reference.mean_text([result["mirrored_test_accuracy"] for result in fast])
     assert f" {mirrored}%" in text, "the fast model's accuracy with mirrored images"
 
 
 @pytest.mark.parametrize("readme", READMES)
 def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
-    record, text = read("original_version_model"), (ROOT / readme).read_text(encoding="utf-8")
+    record, text = json.loads(read("modelset/reference/original_version_model/loss.json")), read(readme)
     history, images = record["history"], record["dataset"]["train_images"]
     first = {name: values[0] for name, values in history.items()}
     assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
@@ -68,22 +60,20 @@ def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
 
 
 def test_the_benchmarks_tables_are_those_that_it_measured(throughput: dict) -> None:
-    cases, text = throughput["cases"], (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    cases, text = throughput["cases"], read("benchmarks/README.md")
     rows = [*map(throughput["describe_case"], cases), *throughput["describe_runs"](cases)]
     assert [row for row in rows if f"| {' | '.join(row)} |" not in text] == []
 
 
 def test_speeds_without_bfloat16_are_those_of_their_runs() -> None:
-    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     for run, row in (("bf16", "bf16` "), ("fp32", "fp32`, with AVX-512 "), ("avx2", "AVX2`) ")):
-        record = json.loads((ROOT / "benchmarks" / "bfloat16" / f"{run}.json").read_text(encoding="utf-8"))
-        assert f"{row}| {record['result']['images_per_second']:.0f} |" in text
+        record = json.loads(read(f"benchmarks/bfloat16/{run}.json"))
+        assert f"{row}| {record['result']['images_per_second']:.0f} |" in read("docs/speed.md")
 
 
 def test_the_verdicts_are_those_of_the_reference_page() -> None:
-    page = (reference.REFERENCE / "README.md").read_text(encoding="utf-8")
-    verdicts = re.findall(r"^\d\. (.+): \*\*(.+)\*\*$", page, re.M)
-    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    verdicts = re.findall(r"^\d\. (.+): \*\*(.+)\*\*$", read("modelset/reference/README.md"), re.M)
+    results = " ".join(read("docs/results.md").split())
     assert re.findall(r"\d\. \*\*([^*]+): ([^*]+)\.\*\*", results) == verdicts and len(verdicts) == 4
 
 
