@@ -40,11 +40,8 @@ class Execution:
 
 def device_name(text: str) -> str:
     """The name itself: "auto", or a device that this machine has; ValueError for any other."""
-    names, gpus = ["auto", "cpu"], torch.cuda.device_count()
-    if gpus:
-        names += ["cuda", *(f"cuda:{number}" for number in range(gpus))]
-    if torch.backends.mps.is_available():
-        names.append("mps")
+    names = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    names += [name for name, kind in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if kind.is_available()]
     if text not in names:
         raise ValueError(f"choose from {', '.join(names)}")
     return text
@@ -53,8 +50,7 @@ def device_name(text: str) -> str:
 def start_execution(device: str, precision: str, gains_from_bf16: bool, data_parallel: bool) -> Execution:
     """Choose device and precision, and join the other processes of `torchrun` or of the caller's group, if any.
 
-    `device` and `precision` as `Settings` has them, "auto" or a name; `gains_from_bf16` as the model says.
-    UserError if there are too few GPUs.
+    `device` and `precision` are "auto" or a name; `gains_from_bf16` as the model says. UserError for too few GPUs.
     """
     name, alone = device, not (dist.is_initialized() or dist.is_torchelastic_launched())
     if name == "auto":
@@ -83,10 +79,8 @@ def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
 
 def processor_name() -> str:
     """The processor's model as the system names it, "AMD EPYC" for instance."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next(line for line in file if line.startswith("model name")).split(":")[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -164,16 +158,15 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     if execution.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
-        plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum
-        if plain:  # on the CPU, where nn.SyncBatchNorm doesn't work
-            module.__class__ = BatchNorm2d
+        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
+            module.__class__ = BatchNorm2d  # on the CPU, where nn.SyncBatchNorm doesn't work
     buffers = {type(module) for module in network.modules() if next(module.buffers(recurse=False), None) is not None}
     own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=not static_graph)
-    wrapped.broadcast_buffers = bool(own)  # at every step; those of BatchNorm are the same everywhere
-    return wrapped
+    # Buffers are broadcast at every step; those of BatchNorm are the same everywhere.
+    options = {"broadcast_buffers": bool(own), "find_unused_parameters": not static_graph}
+    return nn.parallel.DistributedDataParallel(network, **options)
 
 
 RUNNING = threading.RLock()  # held by the thread that trains
@@ -202,10 +195,10 @@ def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]
     in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
     names = ("SIGINT", "SIGTERM", "SIGHUP") if in_main_thread else ()
     with device_settings(device), contextlib.ExitStack() as stack:
-        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
-                handler = signal.signal(number, lambda number, frame: signals.append(number))
-                stack.callback(signal.signal, number, handler)
+        for number in signal.Signals:
+            if number.name in names and signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
+                stack.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, lambda number, frame: signals.append(number))
         yield
 
 
@@ -215,7 +208,15 @@ def device_settings(device: torch.device) -> Iterator[None]:
 
     There are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS` says how many.
     """
-    with kept_memory(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if platform.libc_ver()[0] == "glibc":  # which would map tensors of over 32 MB anew at each step, page by page
+            libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
+            libc.mallopt(mmap_max, 0)
+            libc.mallopt(trim_threshold, 2**31 - 1)
+            stack.callback(libc.malloc_trim, 0)
+            stack.callback(libc.mallopt, trim_threshold, 2**26)  # to which these two rise, until they are set
+            stack.callback(libc.mallopt, mmap_threshold, 2**25)
+            stack.callback(libc.mallopt, mmap_max, 2**16)  # the default
         threads, share = torch.get_num_threads(), cpu_share()
         fewer = math.ceil(min(threads, share))
         if fewer < threads and "OMP_NUM_THREADS" not in os.environ:
@@ -251,32 +252,12 @@ def cpu_share(root: Path = Path("/")) -> float:
 
 
 @contextlib.contextmanager
-def kept_memory() -> Iterator[None]:
-    """Let glibc keep freed memory for the next step: it would map tensors of over 32 MB anew, page by page."""
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(mmap_max, 2**16)  # the default
-        libc.mallopt(mmap_threshold, 2**25)  # what these two rise to by themselves, until they are set
-        libc.mallopt(trim_threshold, 2**26)
-        libc.malloc_trim(0)
-
-
-@contextlib.contextmanager
 def tiny_steps(batch_size: int) -> Iterator[None]:
     """One CPU thread and no oneDNN for batches of up to TINY_BATCH_SIZE, which is fastest; undone at the end."""
-    threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    if batch_size <= TINY_BATCH_SIZE:
-        torch.set_num_threads(1)
-        torch.backends.mkldnn.enabled = False
-    try:
+    with contextlib.ExitStack() as stack:
+        if batch_size <= TINY_BATCH_SIZE:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
+            torch.set_num_threads(1)
+            torch.backends.mkldnn.enabled = False
         yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.mkldnn.enabled = enabled
