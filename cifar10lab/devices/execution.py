@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cifar10lab.devices.batch_norm import BatchNorm2d
-from cifar10lab.devices.processes import all_reduce, join_processes, leave_processes
+from cifar10lab.devices.processes import BatchNorm2d, all_reduce, join_processes, leave_processes
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 
