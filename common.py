@@ -48,17 +48,15 @@ from cifar10lab.devices.execution import (
     tiny_steps,
 )
 from cifar10lab.devices.processes import all_reduce, from_rank_0, share_buffers
-from cifar10lab.files.earlier import RESULTS, code_of_results, move_earlier
 from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
-from cifar10lab.files.writing import FileInUse, expanded, write_file
+from cifar10lab.files.writing import RESULTS, FileInUse, code_of_results, expanded, move_earlier, write_file
 from cifar10lab.inspection.models import load
-from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device
+from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import is_being_imported, make_model, source_of
-from cifar10lab.models.trial import try_model
 from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
 from cifar10lab.results.reference import beside_reference, describe_seeds

@@ -28,8 +28,7 @@ def default_style() -> Iterator[None]:
     import matplotlib.style
     from matplotlib.font_manager import fontManager
 
-    there = {font.name for font in fontManager.ttflist}
-    fonts = [name for name in FONTS if name in there]
+    fonts = [name for name in FONTS if name in fontManager.get_font_names()]
     with matplotlib.style.context(["default", {"text.parse_math": False, "font.family": fonts}]):
         yield
 
