@@ -144,7 +144,9 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
             raise UserError(f"{error.filename or data_dir} can't be read: {error.strerror}") from error
         listing = repr([CACHE_VERSION, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-        cached = read_cache(data_dir / CACHE, fingerprint)
+        cached = None
+        with contextlib.suppress(Exception), np.load(data_dir / CACHE, allow_pickle=False) as cache:  # may be damaged
+            cached = [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None
         arrays = cached or read_form(read, place)
         for split, labels in zip(SPLITS, arrays[1::2], strict=True):
             missing = [name for label, name in enumerate(CLASSES) if label not in labels]
@@ -184,7 +186,7 @@ def form_in(folder: Path) -> Form | None:
         return "Parquet", read_parquet, folder
     for path in in_order(folder):
         if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
-            with contextlib.suppress(UserError), readable(path), opened(path) as content:
+            with contextlib.suppress(Exception), opened(path) as content:  # the libraries' kinds for damaged ones
                 in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
                 names = (member.name for member in itertools.islice(content, 100)) if in_tar else content.namelist()
                 if any(map(IN_ARCHIVE.search, names)):
@@ -337,9 +339,3 @@ def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float 
         part.unlink(missing_ok=True)
     head = f"CIFAR-10 is not in {data_dir} and could not be downloaded.\nThe folder is empty. Tried:"
     raise DataUnavailable("\n".join([head, *failures, f"Put {ARCHIVE} there, or name its folder with --data-dir."]))
-
-
-def read_cache(path: Path, fingerprint: str) -> list[np.ndarray] | None:
-    """The cached `ARRAYS`, or None where there are none, damaged ones, or ones of other files."""
-    with contextlib.suppress(UserError), readable(path), np.load(path, allow_pickle=False) as cache:
-        return [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None

@@ -115,8 +115,7 @@ class InPrecision(nn.Module):
 class Graphed(nn.Module):
     """A network on one GPU whose forward and backward passes are CUDA graphs: a launch each, not hundreds.
 
-    They are recorded at the first batch of each shape, and freed with this module
-    (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html).
+    They are recorded at the first batch of each shape, by `torch.cuda.make_graphed_callables`; freed with this module.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -147,8 +146,7 @@ class Graphed(nn.Module):
 def parallel_network(network: nn.Module, execution: Execution, static_graph: bool = False) -> nn.Module:
     """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own.
 
-    `DataParallel` copies the model to the GPUs at every step and splits the batch among them; for
-    `DistributedDataParallel`, each process has its own model, and they exchange gradients and BatchNorm's sums.
+    `DataParallel` copies the model at every step; `DistributedDataParallel` exchanges gradients and BatchNorm's sums.
     """
     if execution.parallel == "none":
         return Graphed(network) if static_graph and execution.device.type == "cuda" else network
@@ -168,15 +166,12 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     return nn.parallel.DistributedDataParallel(network, **options)
 
 
-RUNNING = threading.RLock()  # held by the thread that trains
+RUNNING = threading.RLock()  # held by the thread that trains: most that it sets belongs to the whole process
 
 
 @contextlib.contextmanager
 def own_process_state() -> Iterator[None]:
-    """Gradients on and float32 for a run; afterwards these, random generators and process group are as they were.
-
-    Most of these belong to the whole process: a run in another thread waits.
-    """
+    """Gradients on and float32 for a run; afterwards these, random generators and process group are as they were."""
     with RUNNING, torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as stack:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
@@ -189,23 +184,11 @@ def own_process_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP only add their number to `signals`, and apply `device_settings`; until the end."""
-    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
-    names = ("SIGINT", "SIGTERM", "SIGHUP") if in_main_thread else ()
-    with device_settings(device), contextlib.ExitStack() as stack:
-        for number in signal.Signals:
-            if number.name in names and signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
-                stack.callback(signal.signal, number, signal.getsignal(number))
-                signal.signal(number, lambda number, frame: signals.append(number))
-        yield
+def process_settings(device: torch.device, signals: list[int] | None = None) -> Iterator[None]:
+    """Settings for speed, undone at the end; with `signals`, SIGINT, SIGTERM and SIGHUP only add their number to it.
 
-
-@contextlib.contextmanager
-def device_settings(device: torch.device) -> Iterator[None]:
-    """Settings for speed, undone at the end: keep freed memory; on CUDA, TF32 for what stays float32, cuDNN's fastest.
-
-    There are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS` says how many.
+    Freed memory is kept, and there are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS`
+    says how many; on CUDA, what stays float32 is multiplied as TF32, and cuDNN takes its fastest convolutions.
     """
     with contextlib.ExitStack() as stack:
         if platform.libc_ver()[0] == "glibc":  # which would map tensors of over 32 MB anew at each step, page by page
@@ -229,6 +212,12 @@ def device_settings(device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.benchmark = True
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
+        reached = signals is not None and threading.current_thread() is threading.main_thread()  # others get no signals
+        for number in signal.Signals if reached else ():
+            ignored = signal.getsignal(number) is signal.SIG_IGN  # as after nohup
+            if number.name in ("SIGINT", "SIGTERM", "SIGHUP") and not ignored:
+                stack.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, lambda number, frame: signals.append(number))
         yield
 
 

@@ -54,10 +54,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 def model_input(images: Tensor, interface: Interface) -> Tensor:
     """Images (N, 3, H, W) of any type, from 0 to 255 -> float32, normalised and laid out as the model takes them."""
     # `full` fills on the device: copying from the host would wait for the GPU.
-    means, deviations = (
-        torch.stack([torch.full((1, 1), 255 * x, device=images.device) for x in values])
-        for values in (interface.mean, interface.std)
-    )
+    values = [torch.full((1, 1), 255 * x, device=images.device) for x in (*interface.mean, *interface.std)]
+    means, deviations = torch.stack(values).view(2, -1, 1, 1)
     images = images.to(torch.float32, copy=True).sub_(means).div_(deviations)
     return images.to(memory_format=torch.channels_last) if interface.channels_last else images
 
