@@ -49,10 +49,7 @@ CACHE_VERSION = 2  # changes when the same files are read into other arrays
 JUNK = re.compile(rf"(?i)[.~]|({CACHE}|__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)$")
 VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
 NO_IMAGES, NO_LABELS = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-
-
-# A form of CIFAR-10: its name, as "Parquet in a/b"; the function that reads a split of it as [images, labels], None for
-# an archive of another form; and the path that this function takes.
+# How CIFAR-10 is called, as "Parquet in a/b"; what reads a split as [images, labels], None for an archive; the path.
 Form = tuple[str, Callable[[Path, str], list[np.ndarray]] | None, Path]
 
 
@@ -93,8 +90,7 @@ def dataset_record(data: Data) -> dict[str, object]:
 def hold_out(data: Data, count: int) -> Data:
     """`data` with `count` of its training images, as many of each class, as validation images instead.
 
-    Which ones depends on the training images' labels and their order alone. UserError if `count` is no multiple
-    of ten, or would leave none of a class to be trained on.
+    Which ones depends on the labels' order alone. UserError if `count` is no multiple of ten or leaves none of a class.
     """
     if count == 0:
         return data
@@ -127,9 +123,8 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
 def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     """CIFAR-10 in the form that is found in `data_dir`, or downloaded if that is empty.
 
-    The decoded images are kept in `data_dir`/cifar10-cache.npz, and read from there until a name, size or time among
-    the form's files changes. With `test_only`, there need be no training images. DataUnavailable if there are no data,
-    UserError if they are damaged or not CIFAR-10's.
+    Decoded images are kept in cifar10-cache.npz there, and read from it until a name, size or time of a file changes.
+    With `test_only`, no training images are needed. DataUnavailable without data, UserError for others than CIFAR-10.
     """
     data_dir = expanded(data_dir)
     with contextlib.ExitStack() as stack:
@@ -218,8 +213,6 @@ def readable(path: object) -> Iterator[None]:
     """A UserError that names `path` in place of what libraries raise, each its own kinds, for files they can't read."""
     try:
         yield
-    except ImportError as error:
-        raise UserError(f"{path} can't be read without pyarrow: pip install pyarrow") from error
     except Exception as error:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -109,9 +109,7 @@ class NormaliseOverProcesses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         """x (N, C, H, W), weight and bias (C,) -> x normalised, mean (C,), variance (C,), count of values (1,)."""
         channels = len(weight)
         sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
