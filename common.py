@@ -35,7 +35,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10lab.data.augmentation import augment, cut_out, pad, scaled
+from cifar10lab.data.augmentation import augment, cut_out, scaled
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
 from cifar10lab.devices.execution import (
     Execution,
@@ -398,8 +398,8 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
         share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
         images, labels = data.train_images[order[positions]], data.train_labels[order[positions]]
         if settings.augment:
-            padded = pad(images, settings.crop_padding, settings.padding_mode)
-            images = augment(padded, shifts[:, positions], flips[positions])
+            padding, mode = settings.crop_padding, settings.padding_mode
+            images = augment(images, padding, mode, shifts[:, positions], flips[positions])
         images = model_input(images, interface_of(training.model))
         if settings.cutout:
             images = cut_out(images, centres[:, positions], settings.cutout)
