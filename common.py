@@ -35,7 +35,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10lab.data.augmentation import augment, cut_out, scaled
+from cifar10lab.data.augmentation import augment, cut_out
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
 from cifar10lab.devices.execution import (
     Execution,
@@ -403,7 +403,9 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
         images = model_input(images, interface_of(training.model))
         if settings.cutout:
             images = cut_out(images, centres[:, positions], settings.cutout)
-        images = scaled(images, resolution(settings, epoch))
+        size = resolution(settings, epoch)
+        if size != 32:  # without smoothing before it
+            images = F.interpolate(images, size=(size, size), mode="bilinear")
         batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
         yield batches, [len(positions) for positions in chunk], rates

@@ -1,4 +1,4 @@
-"""Training images cropped, flipped, cut out and scaled, a whole batch at a time."""
+"""Training images cropped, flipped and cut out, a whole batch at a time."""
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,3 @@ def cut_out(images: Tensor, centres: Tensor, size: int) -> Tensor:
     from_start = torch.arange(32, device=images.device) - (centres - size // 2).unsqueeze(2)
     rows, columns = (from_start >= 0) & (from_start < size)  # bool (N, 32) each
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
-
-
-def scaled(images: Tensor, size: int) -> Tensor:
-    """float32 (N, 3, 32, 32) -> float32 (N, 3, size, size), bilinearly, without smoothing before it."""
-    return images if size == 32 else F.interpolate(images, size=(size, size), mode="bilinear")

@@ -133,9 +133,8 @@ class Graphed(nn.Module):
         return self.graphs[images.shape](images)
 
     def __del__(self) -> None:
-        # Gradients may lie in the graphs' memory. In torch 2.14, graphs are in circles of references: Python would
-        # collect them at any time, also while another one is recorded, which then fails
-        # (https://github.com/pytorch/pytorch/pull/195397).
+        # Gradients may lie in the graphs' memory. In torch 2.14, they are in circles: Python collects them at any time,
+        # also while another one is recorded, which then fails: https://github.com/pytorch/pytorch/pull/195397
         for parameter in self.network.parameters():
             parameter.grad = None
         self.graphs.clear()

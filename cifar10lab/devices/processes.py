@@ -52,11 +52,8 @@ def join_processes(device: str) -> str:
 
 
 def fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """A part of torchrun's store without the keys of processes that torchrun has restarted.
-
-    Those would be waited for. Rank 0 draws the part's name: torchrun's count of restarts differs between machines.
-    """
-    name = uuid.uuid4().hex
+    """A part of torchrun's store without the keys of processes that it has restarted, which would be waited for."""
+    name = uuid.uuid4().hex  # rank 0's is taken: torchrun's count of restarts differs between machines
     store.set(f"rank {rank}", name)
     if rank == 0:
         for other in range(1, world_size):
