@@ -35,7 +35,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar10lab.data.augmentation import augment, cut_out, pad, scaled
+from cifar10lab.data.augmentation import augment, cut_out
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
 from cifar10lab.devices.execution import (
     Execution,
@@ -48,17 +48,15 @@ from cifar10lab.devices.execution import (
     tiny_steps,
 )
 from cifar10lab.devices.processes import all_reduce, from_rank_0, share_buffers
-from cifar10lab.files.earlier import RESULTS, move_earlier
 from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
-from cifar10lab.files.writing import FileInUse, expanded, write_file
+from cifar10lab.files.writing import RESULTS, FileInUse, expanded, move_earlier, write_file
 from cifar10lab.inspection.models import load
-from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device
+from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import is_being_imported, make_model, source_of
-from cifar10lab.models.trial import try_model
 from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, finer_losses
 from cifar10lab.results.loss_plot import draw_losses
 from cifar10lab.results.reference import beside_reference, describe_seeds
@@ -411,12 +409,14 @@ def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[li
         share_sizes, positions = [len(share) for share in shares], torch.cat(shares)
         images, labels = data.train_images[order[positions]], data.train_labels[order[positions]]
         if settings.augment:
-            padded = pad(images, settings.crop_padding, settings.padding_mode)
-            images = augment(padded, shifts[:, positions], flips[positions])
+            padding, mode = settings.crop_padding, settings.padding_mode
+            images = augment(images, padding, mode, shifts[:, positions], flips[positions])
         images = model_input(images, interface_of(training.model))
         if settings.cutout:
             images = cut_out(images, centres[:, positions], settings.cutout)
-        images = scaled(images, resolution(settings, epoch))
+        size = resolution(settings, epoch)
+        if size != 32:  # without smoothing before it
+            images = F.interpolate(images, size=(size, size), mode="bilinear")
         batches = list(zip(images.split(share_sizes), labels.split(share_sizes), strict=True))
         rates = [learning_rate(settings, epoch, (first + i + 0.5) / len(steps)) for i in range(len(chunk))]
         yield batches, [len(positions) for positions in chunk], rates

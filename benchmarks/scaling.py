@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 import original_version_model_multigpu
 import resnet_model
-from cifar10lab.devices.execution import Execution, choose_precision, device_settings, processor_name
+from cifar10lab.devices.execution import Execution, choose_precision, process_settings, processor_name
 from cifar10lab.devices.processes import from_rank_0, join_processes, leave_processes
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.files.writing import expanded, write_file
@@ -129,7 +129,7 @@ def work(rank: int, processes: int, counts: list[int], width: int, seconds: floa
     alone = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none")
     cases, times = stated_cases(width), {}
     shares = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
-    with device_settings(alone.device):
+    with process_settings(alone.device):
         for model, size in sorted(shares, reverse=True):  # the largest first
             share = dataclasses.replace(shares[model, size], batch_size=size)
             times["alone", model, size, processes] = step_seconds(share, alone, seconds)

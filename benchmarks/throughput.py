@@ -47,7 +47,7 @@ import original_version_model
 import original_version_model_multigpu
 import resnet_model
 from cifar10lab.data.loading import load_data
-from cifar10lab.devices.execution import device_settings, environment_record
+from cifar10lab.devices.execution import environment_record, process_settings
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -195,7 +195,7 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
         conventional.send(lasting)
         rates = {"conventional": conventional.recv()}
         for kind, steps in kinds.items():
-            with common.tiny_steps(settings.batch_size), device_settings(execution.device):
+            with common.tiny_steps(settings.batch_size), process_settings(execution.device):
                 rates[kind] = measure(steps, lasting, execution.device)
         rates["product"] = matrix_product_flops(execution) if execution.precision == "bf16" else math.nan
         rounds.append(rates)

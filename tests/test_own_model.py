@@ -21,8 +21,8 @@ from torch import nn
 
 from cifar10lab.data.loading import load_cifar10
 from cifar10lab.devices.execution import Execution
+from cifar10lab.models.interface import try_model
 from cifar10lab.models.source import import_source
-from cifar10lab.models.trial import try_model
 from fast_model import FastNet
 from original_version_model import SETTINGS as LENET
 

@@ -20,9 +20,8 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT, at, environment, in_processes, linux, read_run, small_run, wait_until, weights_of
 
-from cifar10lab.devices.batch_norm import BatchNorm2d, NormaliseOverProcesses
 from cifar10lab.devices.execution import Execution
-from cifar10lab.devices.processes import all_reduce
+from cifar10lab.devices.processes import BatchNorm2d, NormaliseOverProcesses, all_reduce
 from original_version_model_multigpu import SETTINGS as LENET
 from resnet_model import SETTINGS as RESNET
 

@@ -120,7 +120,7 @@ def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
     images = torch.randint(1, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shifts = torch.tensor([[4, 0, 8], [4, 4, 7]])
     flips = torch.tensor([False, False, True])
-    same, down, flipped = common.augment(common.pad(images, 4, "constant"), shifts, flips)
+    same, down, flipped = common.augment(images, 4, "constant", shifts, flips)
     assert torch.equal(same, images[0])
     assert not down[:, :4].any() and torch.equal(down[:, 4:], images[1, :, :28])
     expected = torch.zeros(3, 32, 32, dtype=torch.uint8)
@@ -130,9 +130,13 @@ def test_augmentation_crops_and_flips_each_image_for_itself() -> None:
 
 @pytest.mark.parametrize("padding", [0, 2, 31])
 def test_reflected_padding_is_that_of_pytorch(padding: int) -> None:
-    images = small_data(2).train_images
-    expected = F.pad(images.float(), (padding,) * 4, mode="reflect")
-    assert torch.equal(common.pad(images, padding, "reflect"), expected.byte())
+    images = small_data(9).train_images
+    padded = F.pad(images.float(), (padding,) * 4, mode="reflect").byte()
+    places = torch.tensor([0, padding, 2 * padding])  # windows from there hold every padded pixel
+    shifts = torch.cartesian_prod(places, places)
+    crops = common.augment(images, padding, "reflect", shifts.T, torch.zeros(9, dtype=torch.bool))
+    for crop, image, (down, right) in zip(crops, padded, shifts, strict=True):
+        assert torch.equal(crop, image[:, down : down + 32, right : right + 32])
 
 
 def test_normalisation_is_that_of_the_model() -> None:

@@ -1,24 +1,20 @@
-"""Training images cropped, flipped, cut out and scaled, a whole batch at a time."""
+"""Training images cropped, flipped and cut out, a whole batch at a time."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """uint8 (N, 3, 32, 32) -> uint8 (N, 3, 32 + 2 padding, 32 + 2 padding); `mode` is "constant" or "reflect"."""
-    if mode == "constant":
-        return F.pad(images, (padding,) * 4)
-    places = torch.arange(-padding, 32 + padding, device=images.device)
-    places = 31 - (31 - places.abs()).abs()  # F.pad can't reflect uint8
-    return images[:, :, places][..., places]
+def augment(images: Tensor, padding: int, mode: str, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Each image, uint8 (N, 3, 32, 32), padded, cropped to that size again at its own place, and flipped or not.
 
-
-def augment(padded: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Each padded image cropped to 32x32 at its own place, and flipped or not; uint8 (N, 3, 32, 32).
-
-    `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
+    `mode` "constant" or "reflect"; `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
     """
+    if mode == "constant":
+        padded = F.pad(images, (padding,) * 4)
+    else:  # F.pad can't reflect uint8
+        places = 31 - (31 - torch.arange(-padding, 32 + padding, device=images.device).abs()).abs()
+        padded = images[:, :, places][..., places]
     windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
     crops = windows[torch.arange(len(padded), device=padded.device), :, shifts[0], shifts[1]]
     return torch.where(flips[:, None, None, None], crops.flip(3), crops)
@@ -32,8 +28,3 @@ def cut_out(images: Tensor, centres: Tensor, size: int) -> Tensor:
     from_start = torch.arange(32, device=images.device) - (centres - size // 2).unsqueeze(2)
     rows, columns = (from_start >= 0) & (from_start < size)  # bool (N, 32) each
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
-
-
-def scaled(images: Tensor, size: int) -> Tensor:
-    """float32 (N, 3, 32, 32) -> float32 (N, 3, size, size), bilinearly, without smoothing before it."""
-    return images if size == 32 else F.interpolate(images, size=(size, size), mode="bilinear")

@@ -49,10 +49,7 @@ CACHE_VERSION = 2  # changes when the same files are read into other arrays
 JUNK = re.compile(rf"(?i)[.~]|({CACHE}|__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found|System Volume Information)$")
 VALIDATION_SEED = 20_001  # of its own, so that no run's seed changes which images are held out
 NO_IMAGES, NO_LABELS = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-
-
-# A form of CIFAR-10: its name, as "Parquet in a/b"; the function that reads a split of it as [images, labels], None for
-# an archive of another form; and the path that this function takes.
+# How CIFAR-10 is called, as "Parquet in a/b"; what reads a split as [images, labels], None for an archive; the path.
 Form = tuple[str, Callable[[Path, str], list[np.ndarray]] | None, Path]
 
 
@@ -93,8 +90,7 @@ def dataset_record(data: Data) -> dict[str, object]:
 def hold_out(data: Data, count: int) -> Data:
     """`data` with `count` of its training images, as many of each class, as validation images instead.
 
-    Which ones depends on the training images' labels and their order alone. UserError if `count` is no multiple
-    of ten, or would leave none of a class to be trained on.
+    Which ones depends on the labels' order alone. UserError if `count` is no multiple of ten or leaves none of a class.
     """
     if count == 0:
         return data
@@ -127,9 +123,8 @@ def load_data(dataset: str, data_dir: Path) -> tuple[Data, str]:
 def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     """CIFAR-10 in the form that is found in `data_dir`, or downloaded if that is empty.
 
-    The decoded images are kept in `data_dir`/cifar10-cache.npz, and read from there until a name, size or time among
-    the form's files changes. With `test_only`, there need be no training images. DataUnavailable if there are no data,
-    UserError if they are damaged or not CIFAR-10's.
+    Decoded images are kept in cifar10-cache.npz there, and read from it until a name, size or time of a file changes.
+    With `test_only`, no training images are needed. DataUnavailable without data, UserError for others than CIFAR-10.
     """
     data_dir = expanded(data_dir)
     with contextlib.ExitStack() as stack:
@@ -144,7 +139,9 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
             raise UserError(f"{error.filename or data_dir} can't be read: {error.strerror}") from error
         listing = repr([CACHE_VERSION, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)])
         fingerprint = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-        cached = read_cache(data_dir / CACHE, fingerprint)
+        cached = None
+        with contextlib.suppress(Exception), np.load(data_dir / CACHE, allow_pickle=False) as cache:  # may be damaged
+            cached = [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None
         arrays = cached or read_form(read, place)
         for split, labels in zip(SPLITS, arrays[1::2], strict=True):
             missing = [name for label, name in enumerate(CLASSES) if label not in labels]
@@ -184,7 +181,7 @@ def form_in(folder: Path) -> Form | None:
         return "Parquet", read_parquet, folder
     for path in in_order(folder):
         if re.search(r"\.(zip|npz|tar|tgz|tar\.(gz|bz2|xz))$", path.name):
-            with contextlib.suppress(UserError), readable(path), opened(path) as content:
+            with contextlib.suppress(Exception), opened(path) as content:  # the libraries' kinds for damaged ones
                 in_tar = isinstance(content, tarfile.TarFile)  # whose names come one by one, as it is unpacked
                 names = (member.name for member in itertools.islice(content, 100)) if in_tar else content.namelist()
                 if any(map(IN_ARCHIVE.search, names)):
@@ -216,8 +213,6 @@ def readable(path: object) -> Iterator[None]:
     """A UserError that names `path` in place of what libraries raise, each its own kinds, for files they can't read."""
     try:
         yield
-    except ImportError as error:
-        raise UserError(f"{path} can't be read without pyarrow: pip install pyarrow") from error
     except Exception as error:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -337,9 +332,3 @@ def download(data_dir: Path, mirrors: tuple[str, ...] = MIRRORS, timeout: float 
         part.unlink(missing_ok=True)
     head = f"CIFAR-10 is not in {data_dir} and could not be downloaded.\nThe folder is empty. Tried:"
     raise DataUnavailable("\n".join([head, *failures, f"Put {ARCHIVE} there, or name its folder with --data-dir."]))
-
-
-def read_cache(path: Path, fingerprint: str) -> list[np.ndarray] | None:
-    """The cached `ARRAYS`, or None where there are none, damaged ones, or ones of other files."""
-    with contextlib.suppress(UserError), readable(path), np.load(path, allow_pickle=False) as cache:
-        return [cache[name] for name in ARRAYS] if cache["fingerprint"] == fingerprint else None

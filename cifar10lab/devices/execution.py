@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cifar10lab.devices.batch_norm import BatchNorm2d
-from cifar10lab.devices.processes import all_reduce, join_processes, leave_processes
+from cifar10lab.devices.processes import BatchNorm2d, all_reduce, join_processes, leave_processes
 
 TINY_BATCH_SIZE = 4  # up to here one CPU thread and PyTorch's own convolutions beat two and oneDNN's
 
@@ -40,11 +39,8 @@ class Execution:
 
 def device_name(text: str) -> str:
     """The name itself: "auto", or a device that this machine has; ValueError for any other."""
-    names, gpus = ["auto", "cpu"], torch.cuda.device_count()
-    if gpus:
-        names += ["cuda", *(f"cuda:{number}" for number in range(gpus))]
-    if torch.backends.mps.is_available():
-        names.append("mps")
+    names = ["auto", "cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    names += [name for name, kind in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if kind.is_available()]
     if text not in names:
         raise ValueError(f"choose from {', '.join(names)}")
     return text
@@ -53,8 +49,7 @@ def device_name(text: str) -> str:
 def start_execution(device: str, precision: str, gains_from_bf16: bool, data_parallel: bool) -> Execution:
     """Choose device and precision, and join the other processes of `torchrun` or of the caller's group, if any.
 
-    `device` and `precision` as `Settings` has them, "auto" or a name; `gains_from_bf16` as the model says.
-    UserError if there are too few GPUs.
+    `device` and `precision` are "auto" or a name; `gains_from_bf16` as the model says. UserError for too few GPUs.
     """
     name, alone = device, not (dist.is_initialized() or dist.is_torchelastic_launched())
     if name == "auto":
@@ -83,10 +78,8 @@ def choose_precision(precision: str, device: str, gains_from_bf16: bool) -> str:
 
 def processor_name() -> str:
     """The processor's model as the system names it, "AMD EPYC" for instance."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next(line for line in file if line.startswith("model name")).split(":")[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -122,8 +115,7 @@ class InPrecision(nn.Module):
 class Graphed(nn.Module):
     """A network on one GPU whose forward and backward passes are CUDA graphs: a launch each, not hundreds.
 
-    They are recorded at the first batch of each shape, and freed with this module
-    (https://docs.pytorch.org/docs/stable/generated/torch.cuda.make_graphed_callables.html).
+    They are recorded at the first batch of each shape, by `torch.cuda.make_graphed_callables`; freed with this module.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -141,9 +133,8 @@ class Graphed(nn.Module):
         return self.graphs[images.shape](images)
 
     def __del__(self) -> None:
-        # Gradients may lie in the graphs' memory. In torch 2.14, graphs are in circles of references: Python would
-        # collect them at any time, also while another one is recorded, which then fails
-        # (https://github.com/pytorch/pytorch/pull/195397).
+        # Gradients may lie in the graphs' memory. In torch 2.14, they are in circles: Python collects them at any time,
+        # also while another one is recorded, which then fails: https://github.com/pytorch/pytorch/pull/195397
         for parameter in self.network.parameters():
             parameter.grad = None
         self.graphs.clear()
@@ -154,8 +145,7 @@ class Graphed(nn.Module):
 def parallel_network(network: nn.Module, execution: Execution, static_graph: bool = False) -> nn.Module:
     """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own.
 
-    `DataParallel` copies the model to the GPUs at every step and splits the batch among them; for
-    `DistributedDataParallel`, each process has its own model, and they exchange gradients and BatchNorm's sums.
+    `DataParallel` copies the model at every step; `DistributedDataParallel` exchanges gradients and BatchNorm's sums.
     """
     if execution.parallel == "none":
         return Graphed(network) if static_graph and execution.device.type == "cuda" else network
@@ -164,27 +154,23 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     if execution.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
-        plain = type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum
-        if plain:  # on the CPU, where nn.SyncBatchNorm doesn't work
-            module.__class__ = BatchNorm2d
+        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
+            module.__class__ = BatchNorm2d  # on the CPU, where nn.SyncBatchNorm doesn't work
     buffers = {type(module) for module in network.modules() if next(module.buffers(recurse=False), None) is not None}
     own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=not static_graph)
-    wrapped.broadcast_buffers = bool(own)  # at every step; those of BatchNorm are the same everywhere
-    return wrapped
+    # Buffers are broadcast at every step; those of BatchNorm are the same everywhere.
+    options = {"broadcast_buffers": bool(own), "find_unused_parameters": not static_graph}
+    return nn.parallel.DistributedDataParallel(network, **options)
 
 
-RUNNING = threading.RLock()  # held by the thread that trains
+RUNNING = threading.RLock()  # held by the thread that trains: most that it sets belongs to the whole process
 
 
 @contextlib.contextmanager
 def own_process_state() -> Iterator[None]:
-    """Gradients on and float32 for a run; afterwards these, random generators and process group are as they were.
-
-    Most of these belong to the whole process: a run in another thread waits.
-    """
+    """Gradients on and float32 for a run; afterwards these, random generators and process group are as they were."""
     with RUNNING, torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as stack:
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
@@ -197,25 +183,21 @@ def own_process_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def process_settings(device: torch.device, signals: list[int]) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP only add their number to `signals`, and apply `device_settings`; until the end."""
-    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that signals reach
-    names = ("SIGINT", "SIGTERM", "SIGHUP") if in_main_thread else ()
-    with device_settings(device), contextlib.ExitStack() as stack:
-        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
-                handler = signal.signal(number, lambda number, frame: signals.append(number))
-                stack.callback(signal.signal, number, handler)
-        yield
+def process_settings(device: torch.device, signals: list[int] | None = None) -> Iterator[None]:
+    """Settings for speed, undone at the end; with `signals`, SIGINT, SIGTERM and SIGHUP only add their number to it.
 
-
-@contextlib.contextmanager
-def device_settings(device: torch.device) -> Iterator[None]:
-    """Settings for speed, undone at the end: keep freed memory; on CUDA, TF32 for what stays float32, cuDNN's fastest.
-
-    There are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS` says how many.
+    Freed memory is kept, and there are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS`
+    says how many; on CUDA, what stays float32 is multiplied as TF32, and cuDNN takes its fastest convolutions.
     """
-    with kept_memory(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if platform.libc_ver()[0] == "glibc":  # which would map tensors of over 32 MB anew at each step, page by page
+            libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
+            libc.mallopt(mmap_max, 0)
+            libc.mallopt(trim_threshold, 2**31 - 1)
+            stack.callback(libc.malloc_trim, 0)
+            stack.callback(libc.mallopt, trim_threshold, 2**26)  # to which these two rise, until they are set
+            stack.callback(libc.mallopt, mmap_threshold, 2**25)
+            stack.callback(libc.mallopt, mmap_max, 2**16)  # the default
         threads, share = torch.get_num_threads(), cpu_share()
         fewer = math.ceil(min(threads, share))
         if fewer < threads and "OMP_NUM_THREADS" not in os.environ:
@@ -229,6 +211,12 @@ def device_settings(device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.benchmark = True
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
+        reached = signals is not None and threading.current_thread() is threading.main_thread()  # others get no signals
+        for number in signal.Signals if reached else ():
+            ignored = signal.getsignal(number) is signal.SIG_IGN  # as after nohup
+            if number.name in ("SIGINT", "SIGTERM", "SIGHUP") and not ignored:
+                stack.callback(signal.signal, number, signal.getsignal(number))
+                signal.signal(number, lambda number, frame: signals.append(number))
         yield
 
 
@@ -251,32 +239,12 @@ def cpu_share(root: Path = Path("/")) -> float:
 
 
 @contextlib.contextmanager
-def kept_memory() -> Iterator[None]:
-    """Let glibc keep freed memory for the next step: it would map tensors of over 32 MB anew, page by page."""
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(mmap_max, 2**16)  # the default
-        libc.mallopt(mmap_threshold, 2**25)  # what these two rise to by themselves, until they are set
-        libc.mallopt(trim_threshold, 2**26)
-        libc.malloc_trim(0)
-
-
-@contextlib.contextmanager
 def tiny_steps(batch_size: int) -> Iterator[None]:
     """One CPU thread and no oneDNN for batches of up to TINY_BATCH_SIZE, which is fastest; undone at the end."""
-    threads, enabled = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    if batch_size <= TINY_BATCH_SIZE:
-        torch.set_num_threads(1)
-        torch.backends.mkldnn.enabled = False
-    try:
+    with contextlib.ExitStack() as stack:
+        if batch_size <= TINY_BATCH_SIZE:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
+            torch.set_num_threads(1)
+            torch.backends.mkldnn.enabled = False
         yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.mkldnn.enabled = enabled

@@ -18,9 +18,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # wher
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Make `folder`, keep other processes out of it, and remove what dead ones left half written.
 
-    The system lets go of a dead process's lock. Where the file system has no locks, as some of those of clusters,
-    nobody is kept out and nothing removed. UserError if the folder can't be written, or if another process holds it
-    and `wait` is false.
+    The system lets go of a dead process's lock. Where the file system has none, as on some clusters, nobody is kept out
+    and nothing removed. UserError if the folder can't be written, or if it is in use and `wait` is false.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -30,8 +29,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
                 stack.enter_context(lock.acquire(blocking=False))
             except Timeout:
                 if not wait:
-                    in_use = f"{folder} is in use by another process"
-                    raise UserError(f"{in_use}: wait for it, or choose another --output") from None
+                    raise UserError(f"{folder} is in use by another process: wait or choose another --output") from None
                 print(f"waiting for another process, which is preparing {folder}", file=sys.stderr)
                 stack.enter_context(lock.acquire())
             for leftover in folder.glob(TEMPORARY.format("*")):
@@ -39,6 +37,5 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise UserError(f"{folder} can't be written: {error.strerror}") from error
-            reason = f"{folder} can't be locked ({error.strerror})"
-            print(f"{reason}: don't start a second run that uses it", file=sys.stderr)
+            print(f"{folder} can't be locked ({error.strerror}): start no second run that uses it", file=sys.stderr)
         yield

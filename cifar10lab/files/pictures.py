@@ -21,15 +21,11 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei
 
 @contextlib.contextmanager
 def default_style() -> Iterator[None]:
-    """Within it, figures are made and saved as on a fresh machine, and a `$` in a text is a dollar sign.
-
-    A matplotlibrc or a style of the user's may need LaTeX, or fail in other ways.
-    """
+    """Figures are made and saved as on a fresh machine, whatever style a user has; a `$` in a text is a dollar sign."""
     import matplotlib.style
     from matplotlib.font_manager import fontManager
 
-    there = {font.name for font in fontManager.ttflist}
-    fonts = [name for name in FONTS if name in there]
+    fonts = [name for name in FONTS if name in fontManager.get_font_names()]
     with matplotlib.style.context(["default", {"text.parse_math": False, "font.family": fonts}]):
         yield
 

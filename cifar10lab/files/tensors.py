@@ -24,9 +24,7 @@ def read_torch(path: Path) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle formats that it may fail to read, which is said below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except PermissionError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except Exception as error:  # torch.load raises many kinds on damaged and foreign files
         unsafe = re.search("GLOBAL|Can only (create|build)|for unrecognized function", str(error))

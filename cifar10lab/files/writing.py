@@ -1,12 +1,14 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and earlier runs' files, kept when another run takes their folder."""
 
 import contextlib
+import itertools
 import os
 from pathlib import Path
 
 from cifar10lab.terminal.errors import UserError
 
 TEMPORARY = ".cifar10-{}.tmp"  # names that only these scripts use, since dead runs' are deleted
+RESULTS = ("best_model.pth", "model.pth", "loss.json", "loss.png")
 
 
 class FileInUse(UserError):
@@ -43,3 +45,16 @@ def write_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # where a name is too long, removing it fails, too
             temporary.unlink(missing_ok=True)
+
+
+def move_earlier(folder: Path, *names: str) -> Path:
+    """Move those of the files that are there into a new folder in `folder`, such as earlier-1; which one. UserError."""
+    to = next(new for number in itertools.count(1) if not (new := folder / f"earlier-{number}").exists())
+    try:
+        to.mkdir()
+        for path in (folder / name for name in names):
+            if path.is_file():
+                path.rename(to / path.name)
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be moved to {to}: {error.strerror}") from error
+    return to

@@ -14,11 +14,10 @@ from torch.nn.parameter import is_lazy
 from cifar10lab.devices.execution import Execution
 from cifar10lab.files.tensors import read_torch
 from cifar10lab.inspection.weights import read_weights, without_prefix
-from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device
+from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import import_source, make_model
-from cifar10lab.models.trial import try_model
 from cifar10lab.results.rows import recorded
 from cifar10lab.settings.code import model_code
 from cifar10lab.settings.experiment import TAKEN

@@ -1,10 +1,14 @@
-"""What a model may say of itself, and what it takes."""
+"""What a model may say of itself and what it takes; and a trial of it, before anything is written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cifar10lab.devices.execution import Execution
+from cifar10lab.terminal.errors import UserError, in_one_line
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,51 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 def model_input(images: Tensor, interface: Interface) -> Tensor:
     """Images (N, 3, H, W) of any type, from 0 to 255 -> float32, normalised and laid out as the model takes them."""
     # `full` fills on the device: copying from the host would wait for the GPU.
-    means, deviations = (
-        torch.stack([torch.full((1, 1), 255 * x, device=images.device) for x in values])
-        for values in (interface.mean, interface.std)
-    )
+    values = [torch.full((1, 1), 255 * x, device=images.device) for x in (*interface.mean, *interface.std)]
+    means, deviations = torch.stack(values).view(2, -1, 1, 1)
     images = images.to(torch.float32, copy=True).sub_(means).div_(deviations)
     return images.to(memory_format=torch.channels_last) if interface.channels_last else images
+
+
+def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest: int = 2) -> None:
+    """Test the model on two 32x32 images and train it on two of each of `sizes`; UserError with the reason if it fails.
+
+    `smallest` is how many images a process has in the smallest step: if only one, the model is trained on one, too.
+    Its weights and buffers stay; it is then on the device, in train mode, and its lazy layers have shapes.
+    """
+    device = execution.device
+    model.to(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        attempt(model, execution, (2, 3, 32, 32), training=False)
+        tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+        buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
+        for size in sizes:
+            attempt(model, execution, (2, 3, size, size), training=True)
+        if smallest < 2:
+            attempt(model, execution, (1, 3, sizes[-1], sizes[-1]), training=True)
+    with torch.no_grad():
+        for tensor, value in tensors:
+            tensor.copy_(value)
+            tensor.grad = None
+        for module, name, buffer in buffers:  # training may have put others in their places
+            setattr(module, name, buffer)
+    model.train()
+
+
+def attempt(model: nn.Module, execution: Execution, shape: tuple[int, ...], training: bool) -> None:
+    """Forward, and backward if `training`, on black images (N, 3, H, W). UserError if that fails or gives no logits."""
+    device, count = execution.device, shape[0]
+    few = "" if count > 1 else ", as some steps have with this --batch-size"
+    cant = f"{type(model).__name__} can't be {'trained' if training else 'tested'} on images {shape}{few}"
+    model.train(training)
+    try:
+        with torch.set_grad_enabled(training):
+            with torch.autocast(device.type, torch.bfloat16, enabled=execution.precision == "bf16"):
+                logits = model(model_input(torch.zeros(shape, device=device), interface_of(model)))
+            if isinstance(logits, Tensor) and logits.shape == (count, 10):
+                loss = F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.int64, device=device))
+                return loss.backward() if training else None
+    except Exception as error:  # whatever a model may raise
+        raise UserError(f"{cant}: {in_one_line(error)}") from error
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    raise UserError(f"{cant}: it makes {given} of them, not logits ({count}, 10)")

@@ -79,10 +79,7 @@ def option_kinds(model: type[nn.Module]) -> dict[str, type]:
 
 
 def make_model(model: type[nn.Module], options: Mapping[str, object]) -> nn.Module:
-    """`model(**options)`, where lists, as JSON keeps tuples, become tuples again for arguments that are tuples.
-
-    A ValueError of the constructor becomes a WrongOption, any other error a UserError.
-    """
+    """`model(**options)`, with tuples where JSON made lists of them; WrongOption for a ValueError, else UserError."""
     tuples = [name for name, kind in option_kinds(model).items() if kind is tuple and type(options.get(name)) is list]
     try:
         return model(**{**options, **{name: tuple(options[name]) for name in tuples}})
