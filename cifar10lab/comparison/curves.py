@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cifar10lab.comparison.runs import Runs
+from cifar10lab.comparison.runs import epochs_of, settings_of
 from cifar10lab.files.pictures import default_style, png
 
 WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
@@ -31,17 +31,16 @@ class Curve:
     seeds: int
 
 
-def curves_of(runs: Runs) -> list[Curve]:
+def curves_of(runs: pd.DataFrame) -> list[Curve]:
     """Each row's curves, the highest test accuracy at the end first.
 
     The seconds of a row whose runs are on several machines are those of the machine with the most of them.
     """
-    machine, found = runs.table["machine"], []
-    for number, group in runs.table[runs.table["epochs_trained"] > 0].groupby("row", sort=False):
-        epochs, seeds, name = runs.part(group).epochs, len(group), runs.names[number]
-        timed = epochs["run"].map(machine) == machine[group.index].mode()[0]
-        epochs = epochs.assign(seconds=epochs.groupby("run")["seconds"].cumsum().where(timed))
-        by_epoch = epochs.groupby("epoch")[[*LINES, "seconds"]]
+    found = []
+    for (_, name), group in runs[runs["epochs_trained"] > 0].groupby(["row", "name"], sort=False):
+        epochs, seeds = epochs_of(group), len(group)
+        timed = epochs["run"].map(group["machine"]) == group["machine"].mode()[0]
+        by_epoch = epochs.assign(took=epochs["took"].where(timed)).groupby("epoch")[[*LINES, "took"]]
         complete = by_epoch.size() == seeds  # not the epochs that only some seeds were trained for
         mean, deviation = by_epoch.mean()[complete], by_epoch.std().fillna(0)[complete]
         label = f"{mean['test_accuracy'].iloc[-1]:.2f} %  {name}" + (f" ({seeds} seeds)" if seeds > 1 else "")
@@ -54,18 +53,18 @@ def places(curve: Curve, name: str, over: str) -> np.ndarray:
 
     A mean training loss stands at the middle of its epoch, all else at the end.
     """
-    ends = curve.mean.index.to_numpy(float) if over == "epochs" else curve.mean["seconds"].to_numpy()
+    ends = curve.mean.index.to_numpy(float) if over == "epochs" else curve.mean["took"].to_numpy()
     return ends - np.diff(ends, prepend=0) / 2 if name == "train_loss" else ends
 
 
-def stand_in(runs: Runs) -> str:
+def stand_in(runs: pd.DataFrame) -> str:
     """How the title begins if the runs, all on one data set, were not on CIFAR-10."""
-    name = runs.table["dataset"].iloc[0]
+    name = runs["dataset"].iloc[0]
     return "" if name == "cifar10" else f"{name.upper()} data, not CIFAR-10; "
 
 
 @default_style()
-def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
+def draw_comparison(runs: pd.DataFrame, over: str = "epochs") -> bytes:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -84,7 +83,7 @@ def draw_comparison(runs: Runs, over: str = "epochs") -> bytes:
             if curve.seeds > 1 and colour != GREY:
                 low, high = y - curve.deviation[name], y + curve.deviation[name]
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    smoothed = runs.settings().get("label_smoothing", pd.Series(0)).any()
+    smoothed = settings_of(runs).get("label_smoothing", pd.Series(0)).any()
     note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
     x = {"epochs": "epoch", "seconds": "seconds of training (of a row, on one machine)"}[over]
     loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))

@@ -2,11 +2,12 @@
 
 import html
 
+import pandas as pd
+
 from cifar10lab.comparison.curves import COLOURS, LINES, Curve, curves_of, places, stand_in
-from cifar10lab.comparison.runs import Runs
 
 
-def comparison_page(runs: Runs) -> bytes:
+def comparison_page(runs: pd.DataFrame) -> bytes:
     """Losses and accuracies of all runs, over epochs or seconds, linear or logarithmic; values under the pointer."""
     from plotly.colors import qualitative
     from plotly.subplots import make_subplots
