@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cifar10lab.comparison.curves import draw_comparison
+from cifar10lab.comparison.curves import comparison_page, draw_comparison
 from cifar10lab.comparison.differences import INTERVAL, difference_line
-from cifar10lab.comparison.page import comparison_page
 from cifar10lab.comparison.runs import find_runs, read_runs, settings_of, with_names
 from cifar10lab.comparison.table import common_settings, notes, table_rows, text_table
 from cifar10lab.files.writing import expanded, write_file
@@ -51,9 +50,8 @@ def print_table(runs: pd.DataFrame, epochs_to: float | None, baseline: pd.DataFr
 
 def baseline_of(runs: pd.DataFrame, against: Path) -> pd.DataFrame:
     """The row whose runs are at or below that path; UserError if that isn't one."""
-    place = against.resolve()
-    inside = runs["file"].map(lambda file: place in (path := Path(file).resolve(), *path.parents))
-    rows = runs[inside]["row"].unique()
+    inside = runs["file"].map(lambda file: Path(file).resolve().is_relative_to(against.resolve()))
+    rows = runs["row"][inside].unique()
     if len(rows) != 1:
         raise UserError(f"--against {against} is of {len(rows)} rows of the table: name a run, or a folder of one row")
     return runs[runs["row"] == rows[0]]

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, run_command, wait_for
 
 import compare_results
-from cifar10lab.comparison import conclusions, curves, page, table
+from cifar10lab.comparison import conclusions, curves, table
 from cifar10lab.comparison.conclusions import CONTRADICTED, HOLDS, MEASURED, NAMED, OPEN, PARTLY, TUNED, UNDECIDED
 from cifar10lab.comparison.conclusions import LENET as LENET_50
 from cifar10lab.comparison.conclusions import RESNET as RESNET_18
@@ -91,7 +91,7 @@ def printed(tables, capsys):
 
 
 def rows_of(runs, **options: object) -> list[dict[str, str]]:
-    return table.table_rows(runs, **options).to_dict("records")
+    return table.table_rows(runs, **{"epochs_to": None, "baseline": None} | options).to_dict("records")
 
 
 def seeds(experiment: str, *bests: float, **changes: object) -> list[dict]:
@@ -450,7 +450,7 @@ def test_two_runs_lie_over_each_other_in_the_picture_and_on_the_page(tables, fig
     curves.draw_comparison(runs, "seconds")
     assert list(lines_of(figures[-1].axes[1])["LeNet, test"].get_xdata()) == [10, 20, 30, 40, 50]
 
-    text = page.comparison_page(runs).decode()
+    text = curves.comparison_page(runs).decode()
     assert not re.search(r'<(script|link)[^>]+(src|href)="http', text), "it needs no network"
     (data,) = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*\]),\s*\{"template"', text)
     lines = json.loads(data)
@@ -592,6 +592,6 @@ def test_the_reference_picture(named, figures) -> None:
     left, right = figures[-1].axes
     assert [label.get_text() for label in left.get_yticklabels()] == [LENET_50, f"{RESNET_18}\nH100"]
     assert [list(line.get_xdata()) for line in left.lines] == [[64.5, 65, 65.5], [64.99], [91], [89.56]]
-    assert {"65.00 ± 0.50 %"} < {text.get_text() for text in left.texts}
+    assert {"65.00 ± 0.50 % (3)"} < {text.get_text() for text in left.texts}
     assert [label.get_text() for label in right.get_xticklabels()] == ["plain\ngap 38", "L2\ngap 38", "dropout\ngap 14"]
     assert [text.get_text() for text in right.texts] == ["100.0", "100.0", "80.0", "62.0", "62.0", "66.0"]

@@ -60,7 +60,7 @@ def page(runs: pd.DataFrame) -> str:
         "Regularisation helps against overfitting, and may cost a little accuracy": regularisation(rows),
         "Training in parallel on several GPUs speeds training up considerably": several_devices(scaling),
     }
-    parts = ["# Reference results", NOTE, table_rows(runs).to_markdown(**MARKDOWN)]
+    parts = ["# Reference results", NOTE, table_rows(runs, None, None).to_markdown(**MARKDOWN)]
     parts += ["\n".join(f"- {note}" for note in notes(runs))]
     parts += ["![Test accuracies of the scripts, and what regularisation does](results.png)", "## Conclusions", RULES]
     for number, (conclusion, lines) in enumerate(evidence.items(), 1):

@@ -1,8 +1,7 @@
-"""comparison.png: the losses and accuracies of all runs, laid over each other.
+"""comparison.png and comparison.html: the losses and accuracies of all runs, laid over each other."""
 
-Made to be read at 830 pixels' width, which is what code hosts give a picture on a page.
-"""
-
+import html
+import itertools
 import textwrap
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import pandas as pd
 from cifar10lab.comparison.runs import epochs_of, settings_of
 from cifar10lab.files.pictures import default_style, png
 
-WIDTH, DPI = 10, 166  # inches: twice 830 pixels, for sharp screens
+WIDTH, DPI = 10, 166  # inches: for sharp screens twice the 830 pixels that code hosts give a picture on a page
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), the yellow
 # darkened to be seen on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#857A00")
@@ -22,7 +21,7 @@ LINES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")  # of eac
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs that differ by their seed alone: columns of `mean` and `deviation` are the history's, a row an epoch."""
+    """A row's runs. `mean` and `deviation`: a row an epoch; as columns LINES and `took`, the seconds of all epochs so far."""
 
     name: str
     label: str  # with its test accuracy at the end
@@ -105,3 +104,39 @@ def draw_comparison(runs: pd.DataFrame, over: str = "epochs") -> bytes:
     style = {"title": "test accuracy at the end", "fontsize": 9.5, "frameon": False, "alignment": "left"}
     figure.legend(lines, labels, loc="outside lower center", **style)
     return png(figure, DPI)
+
+
+def comparison_page(runs: pd.DataFrame) -> bytes:
+    """The same over epochs or seconds, linear or logarithmic, in a file that needs no network; values by pointing."""
+    from plotly.colors import qualitative
+    from plotly.subplots import make_subplots
+
+    curves, titles = curves_of(runs), ["loss (cross-entropy)", "accuracy (%)"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.06)
+    for curve, colour in zip(curves, itertools.cycle([*COLOURS, *qualitative.Dark24]), strict=False):
+        run, label = (html.escape(text, quote=False) for text in (curve.name, curve.label))  # plotly reads tags in them
+        for name in LINES:
+            kind, what = name.split("_")
+            digits = 4 if what == "loss" else 2
+            around = f" ± %{{customdata:.{digits}f}}" if curve.seeds > 1 else ""
+            hover = f"{run}<br>{kind} {what} at %{{x:.6g}}: %{{y:.{digits}f}}{around}<extra></extra>"
+            values = {"x": places(curve, name, "epochs"), "y": curve.mean[name], "customdata": curve.deviation[name]}
+            style = {"name": label, "legendgroup": label, "showlegend": name == "test_loss", "hovertemplate": hover}
+            style |= {"mode": "lines+markers" if len(curve.mean) == 1 else "lines"}
+            style |= {"line": {"color": colour, "dash": "solid" if kind == "test" else "dash", "width": 2}}
+            figure.add_scatter(**values, **style, row=1, col=1 if what == "loss" else 2)
+    buttons = []
+    for over, name in (("epochs", "epoch"), ("seconds", "seconds of training")):
+        x = [places(curve, line, over) for curve in curves for line in LINES]
+        for kind in ("linear", "log"):
+            layout = {"xaxis.title.text": name, "xaxis2.title.text": name, "xaxis.type": kind, "xaxis2.type": kind}
+            buttons.append({"label": f"{name}, {kind}", "method": "update", "args": [{"x": x}, layout]})
+    place = {"x": 0, "xanchor": "left", "y": 1.08, "yanchor": "bottom"}
+    menus = [{"type": "buttons", "direction": "right", "buttons": buttons, **place}]
+    text = "full: test, dashed: training. A click on a run below hides it, a double click singles it out."
+    title = {"text": stand_in(runs) + text, "font": {"size": 14}, "y": 0.99, "yanchor": "top", "yref": "container"}
+    height, margin = 560 + 24 * len(curves), {"t": 130, "b": 80 + 24 * len(curves), "l": 60, "r": 30}  # pixels
+    figure.update_layout(template="plotly_white", title=title, updatemenus=menus, height=height, margin=margin)
+    legend = {"title": {"text": "test accuracy at the end"}, "yanchor": "top", "x": 0, "y": -60 / 350}
+    figure.update_layout(legend=legend).update_xaxes(title_text="epoch")
+    return figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()

@@ -16,12 +16,9 @@ from cifar10lab.results.rows import REFERENCE, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
-OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy")  # results that some files lack
-# What tells rows of the same settings apart; the second line only where the first doesn't.
-TELL_APART = (
-    ("reference", "unfinished", "experiment", "precision", "device", "processes"),
-    ("model_code", "folder"),
-)
+RESULTS = ("parameters", "total_seconds", "images_per_second", "mirrored_test_accuracy")  # some files lack
+# What tells rows of the same settings apart; the second ones only where the first don't.
+TELL_APART = (("reference", "unfinished", "experiment", "precision", "device", "processes"), ("model_code", "folder"))
 
 
 def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -162,8 +159,7 @@ def read_run(path: Path) -> dict[str, object]:
         row |= {"model_code": recorded(run, "code", "model_code"), "commit": recorded(run, "code", "commit")[:7]}
         row |= {"changes": recorded(run, "code", "changed"), "machine": machine_text(run)}
         row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
-        row |= from_history(history) | ({"parameters": int(result["parameters"])} if result else {})
-        row |= {name: float(result.get(name) or math.nan) for name in OPTIONAL}
+        row |= from_history(history) | {name: float(result.get(name) or math.nan) for name in RESULTS}
         return row | {"record": run, "key": json.dumps([row["reference"], key])}
     except (OSError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no run of these scripts ({type(error).__name__}: {error})") from error
@@ -174,8 +170,7 @@ def from_history(history: pd.DataFrame) -> dict[str, object]:
     chosen_on = "validation" if "validation_accuracy" in history else "test"
     row = {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
     history = history if len(history) else history.reindex([0])
-    last = history.iloc[-1]
-    best = history.sort_values(f"{chosen_on}_accuracy", ascending=False, kind="stable").iloc[0]
+    last, best = history.iloc[-1], history.sort_values(f"{chosen_on}_accuracy", ascending=False, kind="stable").iloc[0]
     row |= {name: last[name] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
     row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
     return row | {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}

@@ -25,9 +25,7 @@ def common_settings(runs: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
     return texts, rows.map(lambda value: "-" if value is False else short(value)).reset_index(drop=True)
 
 
-def table_rows(
-    runs: pd.DataFrame, epochs_to: float | None = None, baseline: pd.DataFrame | None = None
-) -> pd.DataFrame:
+def table_rows(runs: pd.DataFrame, epochs_to: float | None, baseline: pd.DataFrame | None) -> pd.DataFrame:
     """The table as texts, without settings; `baseline`: the runs to show the differences to."""
     rows, reference, reached = [], reference_runs(), first_reached(runs, epochs_to or 0)
     for (number, name), group in runs.groupby(["row", "name"], sort=False):

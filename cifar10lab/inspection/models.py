@@ -23,6 +23,7 @@ from cifar10lab.settings.experiment import FIELDS
 from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
+Channels = Sequence[float] | None  # a value each for red, green and blue
 OF_A_RUN = ("model.pth", "best_model.pth")  # what a run writes beside loss.json; a checkpoint records its own run
 
 
@@ -50,12 +51,7 @@ class TrainedModel(nn.Module):
         return self.model(model_input(images, self.interface).to(next(types, torch.float32)))
 
 
-def load(
-    path: Path | str,
-    key: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> TrainedModel:
+def load(path: Path | str, key: str | None = None, mean: Channels = None, std: Channels = None) -> TrainedModel:
     """The model of a run's folder, from its model.pth, or of a weights file, ready to use, on the CPU.
 
     Where a file holds several networks, `key` chooses: "ema", say. `mean` and `std`, per channel from 0 to 1, are those
@@ -66,9 +62,7 @@ def load(
     return trained_model(read_weights(path, key), path, mean, std)
 
 
-def trained_model(
-    weights: dict[str, Tensor], path: Path, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> TrainedModel:
+def trained_model(weights: dict[str, Tensor], path: Path, mean: Channels, std: Channels) -> TrainedModel:
     """What `load` makes of the weights that were read from `path`."""
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: give both")
@@ -110,20 +104,14 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
 def run_beside(path: Path) -> tuple[dict | None, bool]:
     """A checkpoint's own run, or that of the loss.json beside a weights file; and whether this run wrote the file."""
     with contextlib.suppress(UserError):  # weights of another kind
-        content = read_torch(path)
-        if is_run(content):
-            return content, True
+        match read_torch(path):
+            case {"experiment": _, "config": {"model": _}} as run:
+                return run, True
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
-        if is_run(content):
-            return content, path.name in OF_A_RUN
+        match json.loads((path.parent / "loss.json").read_text(encoding="utf-8")):
+            case {"experiment": _, "config": {"model": _}} as run:
+                return run, path.name in OF_A_RUN
     return None, False
-
-
-def is_run(content: object) -> bool:
-    """Whether this is a run's record, or its checkpoint."""
-    config = content.get("config") if isinstance(content, dict) and "experiment" in content else None
-    return isinstance(config, dict) and "model" in config
 
 
 def model_of(run: dict) -> nn.Module:

@@ -84,18 +84,18 @@ def choose_weights(found: dict[str, dict[str, object]], key: str | None, path: P
         return any(word in key.lower() for word in AVERAGES), key.rpartition(".")[2] not in WRAPPERS
 
     listed = ", ".join(found)
-    if key is not None and key not in found:
+    if key is None:
+        key = min(found, key=unlikely)
+        if len(found) > 1:
+            print(f"{path} holds several networks ({listed}): taking {key}, --key takes another", file=sys.stderr)
+    if key not in found:
         raise UserError(f"{path} has no weights under {key}: expected {listed or 'no --key'}")
-    chosen = min(found, key=unlikely) if key is None else key
-    if key is None and len(found) > 1:
-        print(f"{path} holds several networks ({listed}): taking {chosen}, --key takes another", file=sys.stderr)
-    return found[chosen]
+    return found[key]
 
 
 def unwrapped_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add to a state dict."""
-    weights = {plain_name(name): tensor for name, tensor in weights.items()}
-    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] != "n_averaged"}
+    weights = {plain_name(name): tensor for name, tensor in weights.items() if name.split(".")[-1] != "n_averaged"}
     while weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
