@@ -12,8 +12,7 @@ from cifar10lab.comparison.runs import epochs_of, settings_of
 from cifar10lab.files.pictures import default_style, png
 
 WIDTH, DPI = 10, 166  # inches: for sharp screens twice the 830 pixels that code hosts give a picture on a page
-# Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), the yellow
-# darkened to be seen on paper.
+# Okabe and Ito's, with a darker yellow: colour-blind readers can tell them apart (https://jfly.uni-koeln.de/color/).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#857A00")
 GREY = "#BBBBBB"
 LINES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")  # of each row, columns of its history
@@ -21,7 +20,7 @@ LINES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")  # of eac
 
 @dataclass(frozen=True)
 class Curve:
-    """A row's runs. `mean` and `deviation`: a row an epoch; as columns LINES and `took`, the seconds of all epochs so far."""
+    """A row's runs: `mean` and `deviation` have LINES and the seconds so far, `took`, as columns; a row an epoch."""
 
     name: str
     label: str  # with its test accuracy at the end
@@ -82,7 +81,7 @@ def draw_comparison(runs: pd.DataFrame, over: str = "epochs") -> bytes:
             if curve.seeds > 1 and colour != GREY:
                 low, high = y - curve.deviation[name], y + curve.deviation[name]
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    smoothed = settings_of(runs).get("label_smoothing", pd.Series(0)).any()
+    smoothed = "label_smoothing" in settings_of(runs)
     note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
     x = {"epochs": "epoch", "seconds": "seconds of training (of a row, on one machine)"}[over]
     loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))

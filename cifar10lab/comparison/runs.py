@@ -159,21 +159,17 @@ def read_run(path: Path) -> dict[str, object]:
         row |= {"model_code": recorded(run, "code", "model_code"), "commit": recorded(run, "code", "commit")[:7]}
         row |= {"changes": recorded(run, "code", "changed"), "machine": machine_text(run)}
         row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
-        row |= from_history(history) | {name: float(result.get(name) or math.nan) for name in RESULTS}
+        chosen_on = "validation" if "validation_accuracy" in history else "test"
+        row |= {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
+        history = history if len(history) else history.reindex([0])  # NaN
+        last, best = history.iloc[-1], history.nlargest(1, f"{chosen_on}_accuracy").iloc[0]
+        row |= {name: last[name] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
+        row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
+        row |= {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
+        row |= {name: float(result.get(name) or math.nan) for name in RESULTS}
         return row | {"record": run, "key": json.dumps([row["reference"], key])}
     except (OSError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no run of these scripts ({type(error).__name__}: {error})") from error
-
-
-def from_history(history: pd.DataFrame) -> dict[str, object]:
-    """What follows from a history, NaN if it has no epochs: its end, its best epoch, and the seconds of training."""
-    chosen_on = "validation" if "validation_accuracy" in history else "test"
-    row = {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
-    history = history if len(history) else history.reindex([0])
-    last, best = history.iloc[-1], history.sort_values(f"{chosen_on}_accuracy", ascending=False, kind="stable").iloc[0]
-    row |= {name: last[name] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
-    row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
-    return row | {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
 
 
 def values(runs: pd.DataFrame, name: str) -> pd.Series:

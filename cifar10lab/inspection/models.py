@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from cifar10lab.devices.execution import Execution
 from cifar10lab.files.tensors import read_torch
-from cifar10lab.inspection.weights import read_weights, without_prefix
+from cifar10lab.inspection.weights import read_weights, without_prefixes
 from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
@@ -24,7 +24,6 @@ from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
 Channels = Sequence[float] | None  # a value each for red, green and blue
-OF_A_RUN = ("model.pth", "best_model.pth")  # what a run writes beside loss.json; a checkpoint records its own run
 
 
 class TrainedModel(nn.Module):
@@ -90,13 +89,11 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
     """
     run, is_own = run_beside(path)
     of_run = [] if run is None else [model_of(run)]
-    inner = weights
-    while inner is not None:
+    for inner in without_prefixes(weights):
         models = of_run if is_own else [*of_run, *known_models(inner)]
         for model in models:
             if shapes_of(model.state_dict()) == shapes_of(inner):
                 return with_weights(model, inner), run if is_own else None
-        inner = without_prefix(inner)
     names = " or ".join(dict.fromkeys(type(model).__name__ for model in models))
     raise UserError(f"{path} holds no weights of {names}: its tensors have other names or shapes")
 
@@ -110,7 +107,7 @@ def run_beside(path: Path) -> tuple[dict | None, bool]:
     with contextlib.suppress(OSError, ValueError):
         match json.loads((path.parent / "loss.json").read_text(encoding="utf-8")):
             case {"experiment": _, "config": {"model": _}} as run:
-                return run, path.name in OF_A_RUN
+                return run, path.name in ("model.pth", "best_model.pth")  # what runs write beside loss.json
     return None, False
 
 

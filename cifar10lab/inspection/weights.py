@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,22 +39,18 @@ class InertDict:
         return Counter()
 
 
-def stand_ins(path: Path) -> list[tuple[type, str]]:
-    """What `torch.serialization.safe_globals` takes: something inert for each function and class that the file names.
-
-    torch's safe unpickler imports no name that it reads, but looks it up among its own and these. So nothing that the
-    file names is called or made, and a path of another system or a class that is not installed here is no obstacle.
-    """
-    names = []
-    with contextlib.suppress(Exception):  # of other files, and of those before PyTorch 1.6, `read_torch` will tell
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(Inert if name.partition(".")[0] in PLAIN else InertDict, name) for name in names]
-
-
 def read_file(path: Path) -> object:
-    """What torch or safetensors wrote, with inert stand-ins for pickled objects; UserError if it can't be read."""
+    """What torch or safetensors wrote, with something inert for pickled objects; UserError if it can't be read.
+
+    torch's safe unpickler imports no name that it reads, but looks it up among its own and the stand-ins. So nothing
+    that the file names is called or made, and a path of another system or a class that isn't here is no obstacle.
+    """
     if path.suffix != ".safetensors":
-        with torch.serialization.safe_globals(stand_ins(path)):
+        names = []
+        with contextlib.suppress(Exception):  # of other files, and of those before PyTorch 1.6, `read_torch` will tell
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins = [(Inert if name.split(".")[0] in PLAIN else InertDict, name) for name in names]
+        with torch.serialization.safe_globals(stand_ins):
             return read_torch(path)
     try:
         from safetensors.torch import load_file
@@ -101,12 +98,12 @@ def unwrapped_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The weights without the module that all are in, such as Lightning's "model."; None if there is no such."""
-    outer = {name.partition(".")[0] for name in weights}
-    if len(outer) != 1 or not all(name.count(".") > 1 for name in weights):
-        return None
-    return {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+def without_prefixes(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights, and then without one module after another that all are in, such as Lightning's "model."."""
+    yield weights
+    while len({name.split(".")[0] for name in weights}) == 1 and all(name.count(".") > 1 for name in weights):
+        weights = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+        yield weights
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
