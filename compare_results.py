@@ -93,8 +93,8 @@ def main() -> None:
         baseline = baseline_of(runs, arguments.against) if arguments.against else None
         if arguments.csv:
             results = runs.drop(columns=["record", "key", "group", "row", "name"])
-            settings = settings_of(runs).rename(columns=lambda name: f"{name} (setting)" if name in results else name)
-            write(arguments.csv, settings.join(results).convert_dtypes().to_csv(index=False).encode())
+            table = settings_of(runs).merge(results, left_index=True, right_index=True, suffixes=(" (setting)", ""))
+            write(arguments.csv, table.convert_dtypes().to_csv(index=False).encode())
         data = runs.groupby(["dataset", "train_images", "test_images"], sort=False)
         for number, ((dataset, images, _), some) in enumerate(data):
             some, name = with_names(some), f"comparison-{dataset}-{images}" if number else "comparison"

@@ -73,8 +73,7 @@ def print_table(lines: list[list[str]]) -> None:
 
 def print_statistics(parameters: dict[str, Tensor]) -> None:
     """A row per tensor, and the total."""
-    near_zero = f"|w|<{NEAR_ZERO:g} %"
-    lines = [["name", "shape", "count", "mean", "std", "min", "max", near_zero, "L2 norm"]]
+    lines = [["name", "shape", "count", "mean", "std", "min", "max", f"|w|<{NEAR_ZERO:g} %", "L2 norm"]]
     everything = torch.cat([tensor.flatten() for tensor in parameters.values()])
     for name, tensor in [*parameters.items(), ("total", everything)]:
         shape = "x".join(map(str, tensor.shape)) if name != "total" else ""
@@ -86,10 +85,7 @@ def print_statistics(parameters: dict[str, Tensor]) -> None:
 
 
 def compare(first: dict[str, Tensor], arguments: argparse.Namespace, folder: Path) -> None:
-    """The parameters beside those of `--against`: norms, their ratio, the relative difference |a - b| / |a|; a picture.
-
-    UserError if those are not of the same model.
-    """
+    """Norms beside those of `--against`, their ratio, and |a - b| / |a|; a picture. UserError for another model's."""
     path = weights_file(arguments.against)
     second = parameters_of(read_weights(path))
     if {name: t.shape for name, t in first.items()} != {name: t.shape for name, t in second.items()}:

@@ -30,10 +30,7 @@ class Curve:
 
 
 def curves_of(runs: pd.DataFrame) -> list[Curve]:
-    """Each row's curves, the highest test accuracy at the end first.
-
-    The seconds of a row whose runs are on several machines are those of the machine with the most of them.
-    """
+    """Each row's curves, the best at the end first. Its seconds are those of the machine with the most of its runs."""
     found = []
     for (_, name), group in runs[runs["epochs_trained"] > 0].groupby(["row", "name"], sort=False):
         epochs, seeds = epochs_of(group), len(group)
@@ -47,10 +44,7 @@ def curves_of(runs: pd.DataFrame) -> list[Curve]:
 
 
 def places(curve: Curve, name: str, over: str) -> np.ndarray:
-    """Where the values of the history's column `name` stand over "epochs" or "seconds".
-
-    A mean training loss stands at the middle of its epoch, all else at the end.
-    """
+    """Where a column stands over "epochs" or "seconds": a mean training loss in an epoch's middle, else its end."""
     ends = curve.mean.index.to_numpy(float) if over == "epochs" else curve.mean["took"].to_numpy()
     return ends - np.diff(ends, prepend=0) / 2 if name == "train_loss" else ends
 
@@ -81,8 +75,7 @@ def draw_comparison(runs: pd.DataFrame, over: str = "epochs") -> bytes:
             if curve.seeds > 1 and colour != GREY:
                 low, high = y - curve.deviation[name], y + curve.deviation[name]
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    smoothed = "label_smoothing" in settings_of(runs)
-    note = "\n(training loss with label smoothing where there is any)" if smoothed else ""
+    note = "\n(training loss with label smoothing where there is any)" if "label_smoothing" in settings_of(runs) else ""
     x = {"epochs": "epoch", "seconds": "seconds of training (of a row, on one machine)"}[over]
     loss.set(xlabel=x + note, ylabel="loss (cross-entropy)", ylim=(0, 1.05 * loss.get_ylim()[1]))
     accuracy.set(xlabel=x, ylabel="accuracy (%)")

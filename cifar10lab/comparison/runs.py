@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifar10lab.results import rows
-from cifar10lab.results.rows import REFERENCE, recorded, row_key
+from cifar10lab.results.rows import AUGMENTATION, NOT_COMPARED, REFERENCE, UNRECORDED, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
@@ -23,9 +22,9 @@ TELL_APART = (("reference", "unfinished", "experiment", "precision", "device", "
 
 def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
     """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
-    configs = runs["record"].sort_index().map(lambda run: run["config"] | rows.UNRECORDED | run["config"])
+    configs = runs["record"].sort_index().map(lambda run: run["config"] | UNRECORDED | run["config"])
     settings = pd.DataFrame([*configs], configs.index, dtype=object).loc[runs.index]
-    hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
+    hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
     settings = settings.drop(columns=hidden, errors="ignore")
     return settings.loc[:, (settings.notna() & settings.astype(bool)).any()]
 
@@ -75,9 +74,8 @@ def named(names: pd.Series, what: str, values: pd.Series) -> pd.Series:
 
 
 def read_runs(paths: list[Path]) -> pd.DataFrame:
-    """All runs in these folders and files: a row each, the best first, with what `read_run` and `with_names` say.
+    """All runs in these folders and files: a row each, as `read_run`, `with_rows` and `with_names` say; the best first.
 
-    Runs of the same `row` number differ by their seed alone, rows of the same `group` by nothing but their folders.
     Other files are skipped with a warning; UserError if no run is left.
     """
     found = []
@@ -95,7 +93,7 @@ def read_runs(paths: list[Path]) -> pd.DataFrame:
 
 
 def with_rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with the numbers of each one's `group` and `row`.
+    """The runs with the numbers of each one's `group` and `row`: those of one row differ by their seed alone.
 
     A group is the runs of the same `key` and model code; code that isn't recorded matches any other. It is one row,
     unless it has two runs of a seed, which are never averaged: then each folder, `without_seed`, is a row, or each run.

@@ -52,21 +52,20 @@ def table_rows(runs: pd.DataFrame, epochs_to: float | None, baseline: pd.DataFra
 
 def result_texts(group: pd.DataFrame, epochs: int) -> dict[str, str]:
     """The columns from "epochs" to "seconds" of runs that differ by their seed alone."""
-    trained, accuracies = span(group["epochs_trained"]), values(group, "test_accuracy").tolist()
-    trained = f"{trained} of {epochs}" if group.iloc[0]["unfinished"] else trained
+    trained = span(group["epochs_trained"]) + (f" of {epochs}" if group.iloc[0]["unfinished"] else "")
+    accuracies, mirrored = (values(group, name).tolist() for name in ("test_accuracy", "mirrored_test_accuracy"))
     if not accuracies:
         return {"epochs": trained, "seeds": ""}
-    means = group[["train_loss", "test_loss", "best_test_accuracy", "gap"]].mean()
-    mirrored = values(group, "mirrored_test_accuracy").tolist()
+    train_loss, test_loss, best, gap = group[["train_loss", "test_loss", "best_test_accuracy", "gap"]].mean()
     return {
         "epochs": trained,
-        "train loss": f"{means['train_loss']:.3f}",
-        "test loss": f"{means['test_loss']:.3f}",
+        "train loss": f"{train_loss:.3f}",
+        "test loss": f"{test_loss:.3f}",
         "test accuracy %": mean_text(accuracies),
         "mirrored %": mean_text(mirrored) if len(mirrored) == len(accuracies) else "",  # earlier runs have none
         "seeds": str(len(accuracies)),
-        "best (epoch)": f"{means['best_test_accuracy']:.2f} ({group['best_epoch'].median():.0f})",
-        "gap": f"{means['gap']:.2f}",
+        "best (epoch)": f"{best:.2f} ({group['best_epoch'].median():.0f})",
+        "gap": f"{gap:.2f}",
         "seconds": span(group["train_seconds"]),
     }
 

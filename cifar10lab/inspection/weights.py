@@ -76,26 +76,15 @@ def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, di
 
 def choose_weights(found: dict[str, dict[str, object]], key: str | None, path: Path) -> dict[str, object]:
     """Those under `key`, or the plain ones, and which others there are; UserError if there are none under `key`."""
-
-    def unlikely(key: str) -> tuple[bool, bool]:
-        return any(word in key.lower() for word in AVERAGES), key.rpartition(".")[2] not in WRAPPERS
-
     listed = ", ".join(found)
     if key is None:
-        key = min(found, key=unlikely)
+        wrappers_first = sorted(found, key=lambda name: name.split(".")[-1] not in WRAPPERS)
+        key = min(wrappers_first, key=lambda name: any(word in name.lower() for word in AVERAGES))
         if len(found) > 1:
             print(f"{path} holds several networks ({listed}): taking {key}, --key takes another", file=sys.stderr)
     if key not in found:
         raise UserError(f"{path} has no weights under {key}: expected {listed or 'no --key'}")
     return found[key]
-
-
-def unwrapped_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add to a state dict."""
-    weights = {plain_name(name): tensor for name, tensor in weights.items() if name.split(".")[-1] != "n_averaged"}
-    while weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
 
 
 def without_prefixes(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -116,7 +105,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"{path} holds no state dict: expected names with tensors, as torch.save or safetensors write")
     chosen = choose_weights(found, key, path)
-    weights = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
+    weights = {name: value.detach() for name, value in chosen.items() if isinstance(value, Tensor)}
     if others := [name for name in chosen if name not in weights]:
         print(f"{path} holds other things among its tensors, which are left out: {', '.join(others)}", file=sys.stderr)
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
@@ -125,4 +114,8 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         others = f" and {len(broken) - 1} more tensors hold" if broken[1:] else " holds"
         print(f"warning: in {path}, {broken[0]}{others} NaN or infinity: a training that diverged", file=sys.stderr)
-    return {name: tensor.detach() for name, tensor in unwrapped_names(weights).items()}
+    # Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add.
+    weights = {plain_name(name): tensor for name, tensor in weights.items() if name.split(".")[-1] != "n_averaged"}
+    while weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights
