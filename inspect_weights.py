@@ -62,9 +62,6 @@ def printable(path: Path) -> str:
     return str(path).encode(errors="replace").decode()
 
 
-# --- Statistics -------------------------------------------------------------------------------
-
-
 def print_table(lines: list[list[str]]) -> None:
     """Aligned columns: the first to the left, the others to the right."""
     aligned = ["left", *["right"] * (len(lines[0]) - 1)]
@@ -135,9 +132,6 @@ def draw_weights(sets: list[dict[str, Tensor]], names: list[str]) -> bytes:
     return png(figure, 110)
 
 
-# --- Evaluation -------------------------------------------------------------------------------
-
-
 def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
     """uint8 (N, 3, 32, 32) -> logits float32 (N, 10)."""
     with torch.no_grad():
@@ -198,9 +192,6 @@ def evaluate(model: TrainedModel, data: Data, path: Path, folder: Path) -> None:
     picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1), name)
 
 
-# --- Photos -----------------------------------------------------------------------------------
-
-
 def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
     """Print each picture's three likeliest classes and draw classified.png; whether all pictures could be read."""
     photos = {}
@@ -228,8 +219,7 @@ def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
 def inspect(arguments: argparse.Namespace) -> bool:
     """Do what the command line asks for; False if a picture to be classified couldn't be read."""
     path = weights_file(arguments.path)
-    beside = Path() if path.resolve().is_relative_to(REFERENCE) else path.parent  # the reference stays as it is
-    folder = arguments.output or beside
+    folder = arguments.output or (Path() if path.resolve().is_relative_to(REFERENCE) else path.parent)  # kept as it is
     weights = read_weights(path, arguments.key)
     parameters = parameters_of(weights)
     if not parameters:
