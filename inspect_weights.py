@@ -6,15 +6,14 @@
     python inspect_weights.py modelset/reference/Resnet --classify photo.jpg another.png     # on your own pictures
     python inspect_weights.py A.pth --against B.pth                        # two files side by side
 
-Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png,
---evaluate adds confusion.png and mistakes.png, --classify prints the likeliest classes and draws
-classified.png. Pictures go beside the file, those of the repository's results to the current
-folder, or to --output. A file alone does not say how images were normalised in training: --mean and
---std do, else those of the model are assumed.
+Prints a row per parameter tensor and draws weights.png; --against draws weights-against-OTHER.png, --evaluate adds
+confusion.png and mistakes.png, --classify prints the likeliest classes and draws classified.png. Pictures go beside the
+file, those of the repository's results to the current folder, or to --output. A file alone does not say how images were
+normalised in training: --mean and --std do, else those of the model are assumed.
 
-It reads other people's state dicts, too, also of compiled, parallel or averaged models, with a prefix
-of Lightning's, or among other things. Nothing in a weights file is executed; the script that the
-loss.json beside it names is imported for the model's class.
+It reads other people's state dicts, too, also of compiled, parallel or averaged models, with a prefix of Lightning's,
+or among other things. Nothing in a weights file is executed; the script that the loss.json beside it names is imported
+for the model's class.
 """
 
 import argparse
@@ -45,13 +44,6 @@ NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
 DRAWN = 10  # pictures in classified.png
 
 
-def picture_folder(path: Path, output: Path | None) -> Path:
-    """Where a weights file's pictures go: what comes with the repository stays as it is."""
-    if output is not None:
-        return output
-    return Path() if path.resolve().is_relative_to(REFERENCE) else path.parent
-
-
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The trained tensors, float64: all but BatchNorm's running statistics."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -70,9 +62,6 @@ def printable(path: Path) -> str:
     return str(path).encode(errors="replace").decode()
 
 
-# --- Statistics -------------------------------------------------------------------------------
-
-
 def print_table(lines: list[list[str]]) -> None:
     """Aligned columns: the first to the left, the others to the right."""
     aligned = ["left", *["right"] * (len(lines[0]) - 1)]
@@ -81,8 +70,7 @@ def print_table(lines: list[list[str]]) -> None:
 
 def print_statistics(parameters: dict[str, Tensor]) -> None:
     """A row per tensor, and the total."""
-    near_zero = f"|w|<{NEAR_ZERO:g} %"
-    lines = [["name", "shape", "count", "mean", "std", "min", "max", near_zero, "L2 norm"]]
+    lines = [["name", "shape", "count", "mean", "std", "min", "max", f"|w|<{NEAR_ZERO:g} %", "L2 norm"]]
     everything = torch.cat([tensor.flatten() for tensor in parameters.values()])
     for name, tensor in [*parameters.items(), ("total", everything)]:
         shape = "x".join(map(str, tensor.shape)) if name != "total" else ""
@@ -94,10 +82,7 @@ def print_statistics(parameters: dict[str, Tensor]) -> None:
 
 
 def compare(first: dict[str, Tensor], arguments: argparse.Namespace, folder: Path) -> None:
-    """The parameters beside those of `--against`: norms, their ratio, the relative difference |a - b| / |a|; a picture.
-
-    UserError if those are not of the same model.
-    """
+    """Norms beside those of `--against`, their ratio, and |a - b| / |a|; a picture. UserError for another model's."""
     path = weights_file(arguments.against)
     second = parameters_of(read_weights(path))
     if {name: t.shape for name, t in first.items()} != {name: t.shape for name, t in second.items()}:
@@ -113,17 +98,18 @@ def compare(first: dict[str, Tensor], arguments: argparse.Namespace, folder: Pat
     against = arguments.against.resolve()
     name = against.name if against.is_dir() else against.stem
     names = [printable(arguments.path), printable(arguments.against)]
-    picture(folder / f"weights-against-{name}.png", draw_weights, first, second, names)
+    picture(folder / f"weights-against-{name}.png", draw_weights, [first, second], names)
 
 
 @default_style()
-def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None, names: list[str]) -> bytes:
-    """The first convolution's filters as RGB tiles, and a bar for the root mean square of each layer's weights."""
+def draw_weights(sets: list[dict[str, Tensor]], names: list[str]) -> bytes:
+    """The first convolution's filters as RGB tiles, and bars for the root mean square of each layer's weights."""
     from matplotlib.figure import Figure
     from torchvision.utils import make_grid
 
-    layers = [name for name, tensor in parameters.items() if tensor.ndim > 1] or list(parameters)
-    filters = next((t for t in parameters.values() if t.ndim == 4 and t.shape[1] == 3), None)
+    first = sets[0]
+    layers = [name for name, tensor in first.items() if tensor.ndim > 1] or list(first)
+    filters = next((t for t in first.values() if t.ndim == 4 and t.shape[1] == 3), None)
     figure = Figure(figsize=(11, 2 + 0.24 * max(8, len(layers))), layout="constrained")
     axes = figure.subplots(1, 1 if filters is None else 2, squeeze=False)[0]
     left, right = axes[0], axes[-1]
@@ -131,24 +117,19 @@ def draw_weights(parameters: dict[str, Tensor], other: dict[str, Tensor] | None,
         left.axis("off")
         grid = make_grid(filters.nan_to_num(0, 0, 0), nrow=8, padding=1, normalize=True, pad_value=1)
         left.imshow(grid.permute(1, 2, 0).numpy())
-        of = "the first file's first" if other else "the first"
+        of = "the first file's first" if len(sets) > 1 else "the first"
         left.set_title(f"filters of {of} convolution ({len(filters)}, as RGB, all on one scale)", fontsize=10)
-    sets = [parameters, other] if other else [parameters]
     for i, (tensors, name, colour) in enumerate(zip(sets, names, ("#0072B2", "#D55E00"), strict=False)):
-        places = [place + 0.4 * i for place in range(len(layers))]
         values = [tensors[layer].nan_to_num(0, 0, 0).square().mean().sqrt().item() for layer in layers]
-        right.barh(places, values, 0.8 / len(sets), color=colour, label=name)
-    right.set_yticks(range(len(layers)), [f"{layer} ({parameters[layer].numel():,})" for layer in layers], fontsize=9)
+        right.barh(np.arange(len(layers)) + 0.4 * i, values, 0.8 / len(sets), color=colour, label=name)
+    right.set_yticks(range(len(layers)), [f"{layer} ({first[layer].numel():,})" for layer in layers], fontsize=9)
     right.invert_yaxis()
     right.set_xlabel("root mean square of a layer's weights")
     right.grid(alpha=0.3, axis="x")
-    if other:
+    if len(sets) > 1:
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(" against ".join(names), fontsize=11)
     return png(figure, 110)
-
-
-# --- Evaluation -------------------------------------------------------------------------------
 
 
 def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
@@ -166,10 +147,9 @@ def draw_confusion(matrix: Tensor, accuracy: float, name: str) -> bytes:
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
-    for row in range(10):
-        for column in range(10):
-            colour = "white" if share[row, column] > 55 else "black"
-            axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=9)
+    for (row, column), value in np.ndenumerate(share.numpy()):
+        colour = "white" if value > 55 else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(10), CLASSES, rotation=45, ha="right")
     axes.set_yticks(range(10), CLASSES)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"{name}: test accuracy {accuracy:.2f} %")
@@ -186,13 +166,11 @@ def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: s
     wrong = (predictions != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:32]
     figure = Figure(figsize=(13, 8.6), layout="constrained")
-    for i, axes in enumerate(figure.subplots(4, 8).flat):
-        axes.axis("off")
-        if i < len(worst):
-            k = int(worst[i])
-            axes.imshow(images[k].permute(1, 2, 0).numpy())
-            true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
-            axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
+    places = figure.subplots(4, 8, subplot_kw={"frame_on": False, "xticks": [], "yticks": []}).flat
+    for k, axes in zip(worst.tolist(), places, strict=False):
+        axes.imshow(images[k].permute(1, 2, 0).numpy())
+        true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
+        axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
     figure.suptitle(f"{name}: the most confident {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
     return png(figure, 90)
 
@@ -213,9 +191,6 @@ def evaluate(model: TrainedModel, data: Data, path: Path, folder: Path) -> None:
     print_table(lines)
     picture(folder / "confusion.png", draw_confusion, matrix, accuracy, name)
     picture(folder / "mistakes.png", draw_mistakes, data.test_images, labels, logits.softmax(1), name)
-
-
-# --- Photos -----------------------------------------------------------------------------------
 
 
 def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
@@ -245,7 +220,7 @@ def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
 def inspect(arguments: argparse.Namespace) -> bool:
     """Do what the command line asks for; False if a picture to be classified couldn't be read."""
     path = weights_file(arguments.path)
-    folder = picture_folder(path, arguments.output)
+    folder = arguments.output or (Path() if path.resolve().is_relative_to(REFERENCE) else path.parent)  # kept as it is
     weights = read_weights(path, arguments.key)
     parameters = parameters_of(weights)
     if not parameters:
@@ -254,7 +229,7 @@ def inspect(arguments: argparse.Namespace) -> bool:
         compare(parameters, arguments, folder)
     elif not arguments.classify:
         print_statistics(parameters)
-        picture(folder / "weights.png", draw_weights, parameters, None, [printable(arguments.path)])
+        picture(folder / "weights.png", draw_weights, [parameters], [printable(arguments.path)])
     if not arguments.evaluate and not arguments.images and not arguments.classify:
         return True
     with warnings.catch_warnings(record=True) as told:
@@ -290,10 +265,9 @@ def main() -> None:
     add("--data-dir", type=expanded, metavar="DIR", default=DATA_DIR, help="where CIFAR-10 is")
     add("--output", type=expanded, metavar="DIR", help="where the pictures go")
     arguments = parser.parse_args()
-    if (arguments.mean is None) != (arguments.std is None):
-        parser.error("--mean and --std belong together: give both")
-    if (arguments.images is None) != (arguments.labels is None):
-        parser.error("--images and --labels belong together: give both")
+    for one, other in (("mean", "std"), ("images", "labels")):
+        if (getattr(arguments, one) is None) != (getattr(arguments, other) is None):
+            parser.error(f"--{one} and --{other} belong together: give both")
     try:
         sys.exit(0 if inspect(arguments) else 1)
     except (OSError, UserError) as error:

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, run_command, wait_for
 
 import compare_results
-from cifar10lab.comparison import conclusions, curves, page, table
+from cifar10lab.comparison import conclusions, curves, table
 from cifar10lab.comparison.conclusions import CONTRADICTED, HOLDS, MEASURED, NAMED, OPEN, PARTLY, TUNED, UNDECIDED
 from cifar10lab.comparison.conclusions import LENET as LENET_50
 from cifar10lab.comparison.conclusions import RESNET as RESNET_18
@@ -76,7 +76,7 @@ def compare(call, tmp_path: Path, monkeypatch):
 
 
 def rows_of(runs, **options: object) -> list[dict[str, str]]:
-    return table.table_rows(runs, **options).to_dict("records")
+    return table.table_rows(runs, **{"epochs_to": None, "baseline": None} | options).to_dict("records")
 
 
 def seeds(experiment: str, *bests: float, **changes: object) -> list[dict]:
@@ -134,10 +134,10 @@ def test_a_mean_of_mirrored_images_is_of_all_runs_or_not_there(tables) -> None:
 
 def test_a_folder_is_all_runs_in_it_and_a_file_is_that_run(tmp_path: Path) -> None:
     put(tmp_path / "a" / "b", invented(LENET), invented(L2))
-    assert len(read_runs([tmp_path / "a"]).table) == 2
+    assert len(read_runs([tmp_path / "a"])) == 2
     (tmp_path / "a" / "loss.json").write_text(json.dumps(invented(DROPOUT)))
-    assert len(read_runs([tmp_path / "a"]).table) == len(read_runs([tmp_path / "a", tmp_path / "a" / "b"]).table) == 3
-    (only,) = read_runs([tmp_path / "a" / "loss.json"]).table["experiment"]
+    assert len(read_runs([tmp_path / "a"])) == len(read_runs([tmp_path / "a", tmp_path / "a" / "b"])) == 3
+    (only,) = read_runs([tmp_path / "a" / "loss.json"])["experiment"]
     assert only == DROPOUT
 
 
@@ -218,7 +218,7 @@ def test_a_run_resumed_elsewhere_is_no_other_runs_seed(tables, figures) -> None:
     parts = [{"environment": invented(LENET, device=device)["environment"]} for device in ("cpu", "H100")]
     runs = tables(invented(LENET), invented(LENET, seed=1) | {"parts": parts})
     assert {row["run"] for row in rows_of(runs)} == {"LeNet, device cpu", "LeNet, device cpu, then H100"}
-    assert [curve.mean["seconds"].iloc[-1] for curve in curves.curves_of(runs)] == [50, 50], "as recorded"
+    assert [curve.mean["took"].iloc[-1] for curve in curves.curves_of(runs)] == [50, 50], "as recorded"
 
 
 def test_runs_of_other_settings_are_rows_of_their_own(tables) -> None:
@@ -400,7 +400,7 @@ def test_damaged_files_are_named_in_a_line_each_and_the_rest_compared(compare, t
     path = put(tmp_path / "runs", invented(LENET)) / "run0" / "loss.json"
     for name, damage in DAMAGED.items():
         (tmp_path / "runs" / f"{name}.json").write_text(damage(path.read_text()))
-    assert len(read_runs([tmp_path / "runs", *(tmp_path / "runs").glob("*.json")]).table) == 1
+    assert len(read_runs([tmp_path / "runs", *(tmp_path / "runs").glob("*.json")])) == 1
     err = capsys.readouterr().err
     assert sorted(re.findall(r"^warning: skipped: .*/(.*)\.json ", err, re.MULTILINE)) == sorted(DAMAGED)
     assert len(err.splitlines()) == len(DAMAGED)
@@ -430,7 +430,7 @@ def test_two_runs_lie_over_each_other_in_the_picture_and_on_the_page(tables, fig
     (*_, test) = figures[-1].axes[1].lines  # the best is drawn last
     assert list(test.get_xdata()) == [10, 20, 30, 40, 50]
 
-    text = page.comparison_page(runs).decode()
+    text = curves.comparison_page(runs).decode()
     assert not re.search(r'<(script|link)[^>]+(src|href)="http', text), "it needs no network"
     (data,) = re.findall(r'Plotly\.newPlot\(\s*"[^"]+",\s*(\[.*\]),\s*\{"template"', text)
     lines = json.loads(data)
@@ -469,11 +469,11 @@ def test_the_difference_of_two_rows(case: str) -> None:
 
 def test_times_are_compared_on_one_processor_alone(tables) -> None:
     def ratio(**changes: object) -> str:
-        (_, first), (_, second) = tables(invented(LENET), invented(L2, seconds=15, **changes)).table.groupby("folder")
+        (_, first), (_, second) = tables(invented(LENET), invented(L2, seconds=15, **changes)).groupby("folder")
         return time_ratio(first, second)
 
     assert [ratio(), ratio(threads=1), ratio(processor="another")] == ["1.50", "", ""]
-    unknown = tables(invented(LENET, processor="not recorded")).table
+    unknown = tables(invented(LENET, processor="not recorded"))
     assert time_ratio(unknown, unknown) == ""
 
 
@@ -565,6 +565,6 @@ def test_the_reference_picture(named, figures) -> None:
     left, right = figures[-1].axes
     assert [label.get_text() for label in left.get_yticklabels()] == [LENET_50, f"{RESNET_18}\nH100"]
     assert [list(line.get_xdata()) for line in left.lines] == [[64.5, 65, 65.5], [64.99], [91], [89.56]]
-    assert {"65.00 ± 0.50 %"} < {text.get_text() for text in left.texts}
+    assert {"65.00 ± 0.50 % (3)"} < {text.get_text() for text in left.texts}
     assert [label.get_text() for label in right.get_xticklabels()] == ["plain\ngap 38", "L2\ngap 38", "dropout\ngap 14"]
     assert [text.get_text() for text in right.texts] == ["100.0", "100.0", "80.0", "62.0", "62.0", "66.0"]

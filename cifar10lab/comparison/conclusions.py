@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
 from cifar10lab.comparison.differences import INTERVAL, difference
-from cifar10lab.comparison.runs import Runs, first_reached, values, without_seed
+from cifar10lab.comparison.runs import first_reached, values, without_seed
 from cifar10lab.comparison.table import notes, span, table_rows
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.results.reference import mean_text, original_run
@@ -50,7 +50,7 @@ MEASURED = {  # by their commands in benchmarks/throughput.json
 Evidence = tuple[str, str, str, str]  # claim, what was measured, of which seeds, verdict: "" for a line to be read only
 
 
-def page(runs: Runs) -> str:
+def page(runs: pd.DataFrame) -> str:
     """The README of the reference results, which are on CIFAR-10."""
     rows, benchmarks = named_rows(runs), Path(__file__).resolve().parents[2] / "benchmarks"
     throughput, scaling = (json.loads((benchmarks / f"{name}.json").read_bytes()) for name in ("throughput", "scaling"))
@@ -60,7 +60,7 @@ def page(runs: Runs) -> str:
         "Regularisation helps against overfitting, and may cost a little accuracy": regularisation(rows),
         "Training in parallel on several GPUs speeds training up considerably": several_devices(scaling),
     }
-    parts = ["# Reference results", NOTE, table_rows(runs).to_markdown(**MARKDOWN)]
+    parts = ["# Reference results", NOTE, table_rows(runs, None, None).to_markdown(**MARKDOWN)]
     parts += ["\n".join(f"- {note}" for note in notes(runs))]
     parts += ["![Test accuracies of the scripts, and what regularisation does](results.png)", "## Conclusions", RULES]
     for number, (conclusion, lines) in enumerate(evidence.items(), 1):
@@ -69,13 +69,13 @@ def page(runs: Runs) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def named_rows(runs: Runs) -> dict[str, pd.DataFrame]:
+def named_rows(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The runs of each settings in NAMED, of the device with the most seeds; none where there are none."""
-    found, folders = {}, runs.table["folder"].map(lambda path: without_seed(Path(path)).as_posix())
+    found, folders = {}, runs["folder"].map(lambda path: without_seed(Path(path)).as_posix())
     for name, folder in NAMED.items():
         nearest = folders[folders.str.endswith(f"/{folder}")].sort_values(key=lambda paths: paths.str.len())
-        rows = [runs.table[runs.table["row"] == row] for row in runs.table["row"][nearest.index]]
-        found[name] = max(rows, key=len, default=runs.table.iloc[:0])
+        rows = [runs[runs["row"] == row] for row in runs["row"][nearest.index]]
+        found[name] = max(rows, key=len, default=runs.iloc[:0])
     return found
 
 
@@ -95,7 +95,7 @@ def model_choice(rows: dict[str, pd.DataFrame]) -> Iterator[Evidence]:
     yield compared(f"{RESNET}, less {TUNED}, less that", (tuned - lenet).dropna(), (resnet - tuned).dropna())
 
 
-def efficiency(runs: Runs, rows: dict[str, pd.DataFrame], throughput: list[dict]) -> Iterator[Evidence]:
+def efficiency(runs: pd.DataFrame, rows: dict[str, pd.DataFrame], throughput: list[dict]) -> Iterator[Evidence]:
     """ResNet-18's accuracy less LeNet's, and the time of each to 60 and 65 %: its epochs, by the seconds measured."""
     seconds = {case["experiment"]: 50_000 / median(case["pipeline_images_per_second"]) for case in throughput}
     for both in ((RESNET, LENET), (RESNET, TUNED)):
@@ -141,7 +141,7 @@ def combined(verdicts: list[str]) -> str:
 
 
 @default_style()
-def draw_results(runs: Runs) -> bytes:
+def draw_results(runs: pd.DataFrame) -> bytes:
     """Left, scripts' test accuracies at the end, a dot a seed; right, mean training and test accuracy of LeNets."""
     figure, rows = Figure(figsize=(WIDTH, 4.5), layout="constrained"), named_rows(runs)
     left, right = figure.subplots(1, 2, width_ratios=[5, 4])
@@ -149,7 +149,7 @@ def draw_results(runs: Runs) -> bytes:
     for place, name in enumerate(scripts):
         accuracies, device = values(rows[name], "test_accuracy"), rows[name].iloc[0]["device"]
         left.plot(accuracies, [place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
-        original = (original_run(runs.records[rows[name].index[0]]["config"]) or {}).get("last") or math.nan
+        original = (original_run(rows[name].iloc[0]["record"]["config"]) or {}).get("last") or math.nan
         left.plot(original, place - 0.2, "*", ms=10, markerfacecolor="none", markeredgecolor="black")
         left.text(102, place, f"{mean_text(accuracies.tolist())} % ({len(accuracies)})", va="center", clip_on=False)
         scripts[place] = name if device == "cpu" else f"{name}\n{device}"

@@ -57,7 +57,7 @@ def time_ratio(first: pd.DataFrame, second: pd.DataFrame) -> str:
     return f"{second['train_seconds'].mean() / first['train_seconds'].mean():.2f}"
 
 
-def difference_line(first: pd.DataFrame, second: pd.DataFrame, names: pd.Series) -> str:
+def difference_line(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """The second row of runs minus the first, in words: test accuracy, gap, and the ratio of their times."""
     texts = []
     for name in ("test_accuracy", "gap"):
@@ -65,5 +65,5 @@ def difference_line(first: pd.DataFrame, second: pd.DataFrame, names: pd.Series)
         texts.append(f"{name.replace('_', ' ')} {found} points ({found.seeds}{found.by_seed})")
     if ratio := time_ratio(first, second):
         texts.append(f"{ratio} times the seconds, on {first.iloc[0]['machine']}")
-    line = f"{names[second.iloc[0]['row']]}, less {names[first.iloc[0]['row']]}: {'; '.join(texts)}"
+    line = f"{second.iloc[0]['name']}, less {first.iloc[0]['name']}: {'; '.join(texts)}"
     return f"{line}. {INTERVAL}" if "±" in line else line

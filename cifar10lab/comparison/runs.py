@@ -1,4 +1,4 @@
-"""Saved runs, finished or in progress, as two tidy tables: one row per run, and one row per run and epoch."""
+"""Saved runs, finished or in progress, as a table with one row per run."""
 
 import functools
 import json
@@ -6,75 +6,60 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cifar10lab.results import rows
-from cifar10lab.results.rows import REFERENCE, recorded, row_key
+from cifar10lab.results.rows import AUGMENTATION, NOT_COMPARED, REFERENCE, UNRECORDED, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
-COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")  # of a history
-OPTIONAL = ("total_seconds", "images_per_second", "mirrored_test_accuracy")  # results that some files lack
-# What tells rows of the same settings apart; the second line only where the first doesn't.
-TELL_APART = (
-    ("reference", "unfinished", "experiment", "precision", "device", "processes"),
-    ("model_code", "folder"),
-)
+RESULTS = ("parameters", "total_seconds", "images_per_second", "mirrored_test_accuracy")  # some files lack
+# What tells rows of the same settings apart; the second ones only where the first don't.
+TELL_APART = (("reference", "unfinished", "experiment", "precision", "device", "processes"), ("model_code", "folder"))
 
 
-@dataclass(frozen=True)
-class Runs:
-    """A row of `table` per run, the best first, with the same `row` number where only seeds differ.
+def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
+    configs = runs["record"].sort_index().map(lambda run: run["config"] | UNRECORDED | run["config"])
+    settings = pd.DataFrame([*configs], configs.index, dtype=object).loc[runs.index]
+    hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
+    settings = settings.drop(columns=hidden, errors="ignore")
+    return settings.loc[:, (settings.notna() & settings.astype(bool)).any()]
 
-    Rows of the same `group` differ by nothing but their folders. `epochs` has a row per run and epoch; its `run` is the
-    index of `table` and the place in `records`, which are as in loss.json.
+
+def epochs_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per `run`, by its number in `runs`, and epoch: the histories, and `took`, the seconds to its end."""
+    histories = {number: pd.DataFrame(run["history"]) for number, run in runs["record"].items()}
+    epochs = pd.concat(histories, names=["run"]).astype(float).reset_index("run")
+    return epochs.assign(took=epochs.groupby("run")["seconds"].cumsum())
+
+
+def with_names(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the `name` of each one's row: its model, and settings in which it differs from most of its model.
+
+    A setting that is 0 or off is named only if most of the others have it on. Where names are the same, what else
+    differs follows, as TELL_APART has it.
     """
-
-    table: pd.DataFrame
-    epochs: pd.DataFrame
-    records: list[dict]
-
-    def part(self, table: pd.DataFrame) -> "Runs":
-        """The runs in `table`, a part of this one's."""
-        return Runs(table, self.epochs[self.epochs["run"].isin(table.index)], self.records)
-
-    def settings(self) -> pd.DataFrame:
-        """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
-        configs = [record["config"] | rows.UNRECORDED | record["config"] for record in self.records]
-        settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
-        hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
-        settings = settings.drop(columns=hidden, errors="ignore")
-        return settings.loc[:, (settings.notna() & settings.astype(bool)).any()]
-
-    @functools.cached_property
-    def names(self) -> pd.Series:
-        """A short name for each row: the model, and the settings in which it differs from most others of its model.
-
-        A setting that is 0 or off is named only if most of the others have it on. Where names are the same, what else
-        differs follows, as TELL_APART has it.
-        """
-        settings = in_use(self.settings()).groupby(self.table["row"]).first()
-        names = settings["model"].map(str)
-        for _, same in settings.drop(columns="model").groupby(names):
-            for setting, column in same.items():
-                most = column.map(str).mode()
-                unusual = column.map(str) != most[0]
-                if len(most) > 1 or unusual.sum() * 2 > len(same):
-                    unusual = column.map(bool)
-                names = named(names, setting, column[unusual])
-        files = self.table["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
-        folders = files.groupby(self.table["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
-        folders = folders.map(functools.partial(os.path.relpath, start=os.path.commonpath([*folders])))
-        first = self.table.groupby("row").first().assign(folder=folders)
-        for kinds in TELL_APART:
-            for _, same in first.groupby(names):
-                for kind in [kind for kind in kinds if same[kind].nunique() > 1]:
-                    names = named(names, kind, same[kind][same[kind].map(str) != "False"])
-        return names
+    settings = in_use(settings_of(runs)).groupby(runs["row"]).first()
+    names = settings["model"].map(str)
+    for _, same in settings.drop(columns="model").groupby(names):
+        for setting, column in same.items():
+            most = column.map(str).mode()
+            unusual = column.map(str) != most[0]
+            if len(most) > 1 or unusual.sum() * 2 > len(same):
+                unusual = column.map(bool)
+            names = named(names, setting, column[unusual])
+    files = runs["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
+    folders = files.groupby(runs["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
+    folders = folders.map(functools.partial(os.path.relpath, start=os.path.commonpath([*folders])))
+    first = runs.groupby("row").first().assign(folder=folders)
+    for kinds in TELL_APART:
+        for _, same in first.groupby(names):
+            for kind in [kind for kind in kinds if same[kind].nunique() > 1]:
+                names = named(names, kind, same[kind][same[kind].map(str) != "False"])
+    return runs.assign(name=runs["row"].map(names))
 
 
 def in_use(settings: pd.DataFrame) -> pd.DataFrame:
@@ -88,40 +73,38 @@ def named(names: pd.Series, what: str, values: pd.Series) -> pd.Series:
     return names + words.reindex(names.index, fill_value="")
 
 
-def read_runs(paths: list[Path]) -> Runs:
-    """All runs in these folders and files. Other files are skipped with a warning; UserError if no run is left."""
-    records, columns, keys, histories = {}, [], [], []
+def read_runs(paths: list[Path]) -> pd.DataFrame:
+    """All runs in these folders and files: a row each, as `read_run`, `with_rows` and `with_names` say; the best first.
+
+    Other files are skipped with a warning; UserError if no run is left.
+    """
+    found = []
     for path in find_runs(paths):
         try:
-            record, row, history = read_run(path)
+            found.append(read_run(path))
         except UserError as error:
             if path.exists():  # otherwise the run has ended this moment
                 print(f"warning: skipped: {error}", file=sys.stderr)
-            continue
-        histories.append(history.assign(run=len(records)))
-        columns.append(row)
-        keys.append(json.dumps([row["reference"], row_key(record)]))
-        records[path] = record
-    if not records:
+    if not found:
         raise UserError(f"no loss.json to compare in {', '.join(map(str, paths))}")
-    table = with_rows(pd.DataFrame(columns), pd.Series(keys))
-    best_first = table.groupby("row")["test_accuracy"].transform("mean").sort_values(ascending=False, kind="stable")
-    return Runs(table.loc[best_first.index], pd.concat(histories, ignore_index=True), list(records.values()))
+    runs = with_rows(pd.DataFrame(found))
+    best_first = runs.groupby("row")["test_accuracy"].transform("mean").sort_values(ascending=False, kind="stable")
+    return with_names(runs.loc[best_first.index])
 
 
-def with_rows(table: pd.DataFrame, keys: pd.Series) -> pd.DataFrame:
-    """The table with the numbers of each run's `group` and `row`.
+def with_rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the numbers of each one's `group` and `row`: those of one row differ by their seed alone.
 
-    A group is the runs of the same key and model code; one that isn't recorded matches any other. It is one row, unless
-    it has two runs of the same seed, which are never averaged: then each folder, `without_seed`, is a row, or each run.
+    A group is the runs of the same `key` and model code; code that isn't recorded matches any other. It is one row,
+    unless it has two runs of a seed, which are never averaged: then each folder, `without_seed`, is a row, or each run.
     """
-    codes = table["model_code"].where(table["model_code"] != "")
+    keys, codes = runs["key"], runs["model_code"].where(runs["model_code"] != "")
     groups = keys + codes.where(codes.groupby(keys).transform("nunique") > 1).fillna("")
     labels = keys.map(lambda _: "")
-    for finer in (table["file"].map(lambda file: str(without_seed(Path(file)))), table["file"]):
-        twice = pd.concat([groups, labels, table["seed"]], axis=1).duplicated().groupby(groups).transform("any")
+    for finer in (runs["file"].map(lambda file: str(without_seed(Path(file)))), runs["file"]):
+        twice = pd.concat([groups, labels, runs["seed"]], axis=1).duplicated().groupby(groups).transform("any")
         labels = labels.where(~twice, finer)
-    return table.assign(group=groups.factorize()[0], row=(groups + labels).factorize()[0])
+    return runs.assign(group=groups.factorize()[0], row=(groups + labels).factorize()[0])
 
 
 def without_seed(path: Path) -> Path:
@@ -153,8 +136,8 @@ def find_runs(paths: list[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
-    """A run's record, its row of the table, and its history; UserError if the file isn't a run's."""
+def read_run(path: Path) -> dict[str, object]:
+    """A run's row of the table, with the `record` that was read; UserError if the file isn't a run's."""
     try:
         if path.suffix == ".json":
             run = json.loads(path.read_text(encoding="utf-8"))
@@ -163,8 +146,7 @@ def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
 
             run = read_torch(path)
         history = pd.DataFrame(run["history"]).astype(float)
-        history = history[[*COLUMNS, *history.columns.difference(COLUMNS)]]
-        if not np.isfinite(history.to_numpy()).all() or ("result" in run and history.empty):
+        if not np.isfinite(history).all(axis=None) or ("result" in run and history.empty):
             raise ValueError("it has no epochs, or other things than finite numbers in its columns")
         config, dataset, result, key = run["config"], run["dataset"], run.get("result", {}), row_key(run)
         row = {"experiment": str(run["experiment"]), "seed": int(config["seed"])}
@@ -175,23 +157,17 @@ def read_run(path: Path) -> tuple[dict, dict[str, object], pd.DataFrame]:
         row |= {"model_code": recorded(run, "code", "model_code"), "commit": recorded(run, "code", "commit")[:7]}
         row |= {"changes": recorded(run, "code", "changed"), "machine": machine_text(run)}
         row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
-        row |= from_history(history) | ({"parameters": int(result["parameters"])} if result else {})
-        row |= {name: float(result.get(name) or math.nan) for name in OPTIONAL}
+        chosen_on = "validation" if "validation_accuracy" in history else "test"
+        row |= {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
+        history = history if len(history) else history.reindex([0])  # NaN
+        last, best = history.iloc[-1], history.nlargest(1, f"{chosen_on}_accuracy").iloc[0]
+        row |= {name: last[name] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
+        row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
+        row |= {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
+        row |= {name: float(result.get(name) or math.nan) for name in RESULTS}
+        return row | {"record": run, "key": json.dumps([row["reference"], key])}
     except (OSError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no run of these scripts ({type(error).__name__}: {error})") from error
-    return run, row, history
-
-
-def from_history(history: pd.DataFrame) -> dict[str, object]:
-    """What follows from a history, NaN if it has no epochs: its end, its best epoch, and the seconds of training."""
-    chosen_on = "validation" if "validation_accuracy" in history else "test"
-    row = {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
-    history = history if len(history) else history.reindex([0])
-    last = history.iloc[-1]
-    best = history.sort_values(f"{chosen_on}_accuracy", ascending=False, kind="stable").iloc[0]
-    row |= {name: last[name] for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy")}
-    row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
-    return row | {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
 
 
 def values(runs: pd.DataFrame, name: str) -> pd.Series:
@@ -199,9 +175,9 @@ def values(runs: pd.DataFrame, name: str) -> pd.Series:
     return runs.set_index("seed")[name].dropna().sort_index()
 
 
-def first_reached(runs: Runs, accuracy: float) -> pd.DataFrame:
-    """The first epoch in which each run had that test accuracy, and `took`, the seconds to its end; not of all runs."""
-    epochs = runs.epochs.assign(took=runs.epochs.groupby("run")["seconds"].cumsum())
+def first_reached(runs: pd.DataFrame, accuracy: float) -> pd.DataFrame:
+    """The first epoch in which each run had that test accuracy, by its number; runs that never had it are left out."""
+    epochs = epochs_of(runs)
     return epochs[epochs["test_accuracy"] >= accuracy].groupby("run")[["epoch", "took"]].first()
 
 

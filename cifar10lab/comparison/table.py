@@ -6,38 +6,38 @@ import pandas as pd
 from tabulate import tabulate
 
 from cifar10lab.comparison.differences import difference, time_ratio
-from cifar10lab.comparison.runs import Runs, first_reached, in_use, setting_text, short, values
+from cifar10lab.comparison.runs import first_reached, in_use, setting_text, settings_of, short, values
 from cifar10lab.results.reference import mean_text, original_accuracy, reference_accuracies, reference_runs
 
 NOTED = ("images", "commit", "changes", "torch", "threads")
 FIRST_LEFT_OUT = ("mirrored %", "seconds", "train loss", "test loss")  # where the terminal is narrow
 
 
-def common_settings(runs: Runs) -> tuple[list[str], pd.DataFrame]:
+def common_settings(runs: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
     """The settings that all runs have in common, as texts, and a column of texts for each in which rows differ."""
-    settings = in_use(runs.settings())
+    settings = in_use(settings_of(runs))
     differ = [name for name in settings if settings[name].map(str).nunique() > 1]
     same = settings.drop(columns=differ).iloc[0]
     texts = [str(value) if name == "model" else setting_text(name, value) for name, value in same.items()]
     columns = settings[differ].drop(columns=["model", "epochs"], errors="ignore")
     columns.columns = columns.columns.str.replace("_", " ")
-    rows = columns.groupby(runs.table["row"], sort=False).first()
+    rows = columns.groupby(runs["row"], sort=False).first()
     return texts, rows.map(lambda value: "-" if value is False else short(value)).reset_index(drop=True)
 
 
-def table_rows(runs: Runs, epochs_to: float | None = None, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
+def table_rows(runs: pd.DataFrame, epochs_to: float | None, baseline: pd.DataFrame | None) -> pd.DataFrame:
     """The table as texts, without settings; `baseline`: the runs to show the differences to."""
     rows, reference, reached = [], reference_runs(), first_reached(runs, epochs_to or 0)
-    for number, group in runs.table.groupby("row", sort=False):
-        record = runs.records[group.index[0]]
-        row = {"run": runs.names[number], **result_texts(group, record["config"]["epochs"])}
+    for (number, name), group in runs.groupby(["row", "name"], sort=False):
+        record = group.iloc[0]["record"]
+        row = {"run": name, **result_texts(group, record["config"]["epochs"])}
         if epochs_to is not None:
             some = reached.reindex(group.index).dropna()
             text = f"{span(some['epoch'])} ({span(some['took'])} s)"
             row[f"{epochs_to:g} % in epoch"] = text if len(some) == len(group) else f"{len(some)} of {len(group)} runs"
         if baseline is not None and number != baseline.iloc[0]["row"]:
-            for what, name in (("accuracy", "test_accuracy"), ("gap", "gap")):
-                found = difference(values(baseline, name), values(group, name))
+            for what, column in (("accuracy", "test_accuracy"), ("gap", "gap")):
+                found = difference(values(baseline, column), values(group, column))
                 row |= {f"{what} difference": str(found), "of": found.seeds}
             row["time ratio"] = time_ratio(baseline, group)
         if not group["reference"].any():
@@ -52,21 +52,20 @@ def table_rows(runs: Runs, epochs_to: float | None = None, baseline: pd.DataFram
 
 def result_texts(group: pd.DataFrame, epochs: int) -> dict[str, str]:
     """The columns from "epochs" to "seconds" of runs that differ by their seed alone."""
-    trained, accuracies = span(group["epochs_trained"]), values(group, "test_accuracy").tolist()
-    trained = f"{trained} of {epochs}" if group.iloc[0]["unfinished"] else trained
+    trained = span(group["epochs_trained"]) + (f" of {epochs}" if group.iloc[0]["unfinished"] else "")
+    accuracies, mirrored = (values(group, name).tolist() for name in ("test_accuracy", "mirrored_test_accuracy"))
     if not accuracies:
         return {"epochs": trained, "seeds": ""}
-    means = group[["train_loss", "test_loss", "best_test_accuracy", "gap"]].mean()
-    mirrored = values(group, "mirrored_test_accuracy").tolist()
+    train_loss, test_loss, best, gap = group[["train_loss", "test_loss", "best_test_accuracy", "gap"]].mean()
     return {
         "epochs": trained,
-        "train loss": f"{means['train_loss']:.3f}",
-        "test loss": f"{means['test_loss']:.3f}",
+        "train loss": f"{train_loss:.3f}",
+        "test loss": f"{test_loss:.3f}",
         "test accuracy %": mean_text(accuracies),
         "mirrored %": mean_text(mirrored) if len(mirrored) == len(accuracies) else "",  # earlier runs have none
         "seeds": str(len(accuracies)),
-        "best (epoch)": f"{means['best_test_accuracy']:.2f} ({group['best_epoch'].median():.0f})",
-        "gap": f"{means['gap']:.2f}",
+        "best (epoch)": f"{best:.2f} ({group['best_epoch'].median():.0f})",
+        "gap": f"{gap:.2f}",
         "seconds": span(group["train_seconds"]),
     }
 
@@ -77,19 +76,19 @@ def span(numbers: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def notes(runs: Runs) -> list[str]:
+def notes(runs: pd.DataFrame) -> list[str]:
     """A line for each row that says what of NOTED differs within it, or from rows that its folder alone tells apart."""
     lines = []
-    for _, group in runs.table.groupby("group", sort=False):
+    for _, group in runs.groupby("group", sort=False):
         differ = [name for name in NOTED if group[name].nunique() > 1]
-        for number, row in group.sort_values("seed").groupby("row", sort=False):
+        for (_, name), row in group.sort_values("seed").groupby(["row", "name"], sort=False):
             texts = []
-            for name in differ:
-                worded = row[name].map(lambda value: short(value) if value else "not recorded")
+            for what in differ:
+                worded = row[what].map(lambda value: short(value) if value else "not recorded")
                 seeds = row["seed"].astype(str).groupby(worded, sort=False).agg(", ".join)
                 found = [f"{value} (seed {seed})" if len(seeds) > 1 else value for value, seed in seeds.items()]
-                texts.append(f"{name} {', '.join(found)}")
-            lines += [f"{runs.names[number]}: {'; '.join(texts)}"] if texts else []
+                texts.append(f"{what} {', '.join(found)}")
+            lines += [f"{name}: {'; '.join(texts)}"] if texts else []
     return lines
 
 

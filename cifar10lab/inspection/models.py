@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from cifar10lab.devices.execution import Execution
 from cifar10lab.files.tensors import read_torch
-from cifar10lab.inspection.weights import read_weights, without_prefix
+from cifar10lab.inspection.weights import read_weights, without_prefixes
 from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
@@ -24,7 +24,7 @@ from cifar10lab.settings.experiment import TAKEN
 from cifar10lab.terminal.errors import UserError
 
 WEIGHTS = ("model.pth", "checkpoint.pth", "model.safetensors", "pytorch_model.bin")  # a folder's: the first that it has
-OF_A_RUN = ("model.pth", "best_model.pth")  # what a run writes beside loss.json; a checkpoint records its own run
+Channels = Sequence[float] | None  # a value each for red, green and blue
 
 
 class TrainedModel(nn.Module):
@@ -51,12 +51,7 @@ class TrainedModel(nn.Module):
         return self.model(model_input(images, self.interface).to(next(types, torch.float32)))
 
 
-def load(
-    path: Path | str,
-    key: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> TrainedModel:
+def load(path: Path | str, key: str | None = None, mean: Channels = None, std: Channels = None) -> TrainedModel:
     """The model of a run's folder, from its model.pth, or of a weights file, ready to use, on the CPU.
 
     Where a file holds several networks, `key` chooses: "ema", say. `mean` and `std`, per channel from 0 to 1, are those
@@ -67,9 +62,7 @@ def load(
     return trained_model(read_weights(path, key), path, mean, std)
 
 
-def trained_model(
-    weights: dict[str, Tensor], path: Path, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> TrainedModel:
+def trained_model(weights: dict[str, Tensor], path: Path, mean: Channels, std: Channels) -> TrainedModel:
     """What `load` makes of the weights that were read from `path`."""
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: give both")
@@ -97,13 +90,11 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
     """
     run, is_own = run_beside(path)
     of_run = [] if run is None else [model_of(run)]
-    inner = weights
-    while inner is not None:
+    for inner in without_prefixes(weights):
         models = of_run if is_own else [*of_run, *known_models(inner)]
         for model in models:
             if shapes_of(model.state_dict()) == shapes_of(inner):
                 return with_weights(model, inner), run if is_own else None
-        inner = without_prefix(inner)
     names = " or ".join(dict.fromkeys(type(model).__name__ for model in models))
     raise UserError(f"{path} holds no weights of {names}: its tensors have other names or shapes")
 
@@ -111,20 +102,14 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
 def run_beside(path: Path) -> tuple[dict | None, bool]:
     """A checkpoint's own run, or that of the loss.json beside a weights file; and whether this run wrote the file."""
     with contextlib.suppress(UserError):  # weights of another kind
-        content = read_torch(path)
-        if is_run(content):
-            return content, True
+        match read_torch(path):
+            case {"experiment": _, "config": {"model": _}} as run:
+                return run, True
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads((path.parent / "loss.json").read_text(encoding="utf-8"))
-        if is_run(content):
-            return content, path.name in OF_A_RUN
+        match json.loads((path.parent / "loss.json").read_text(encoding="utf-8")):
+            case {"experiment": _, "config": {"model": _}} as run:
+                return run, path.name in ("model.pth", "best_model.pth")  # what runs write beside loss.json
     return None, False
-
-
-def is_run(content: object) -> bool:
-    """Whether this is a run's record, or its checkpoint."""
-    config = content.get("config") if isinstance(content, dict) and "experiment" in content else None
-    return isinstance(config, dict) and "model" in config
 
 
 def model_of(run: dict) -> nn.Module:

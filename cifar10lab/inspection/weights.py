@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,22 +39,18 @@ class InertDict:
         return Counter()
 
 
-def stand_ins(path: Path) -> list[tuple[type, str]]:
-    """What `torch.serialization.safe_globals` takes: something inert for each function and class that the file names.
-
-    torch's safe unpickler imports no name that it reads, but looks it up among its own and these. So nothing that the
-    file names is called or made, and a path of another system or a class that is not installed here is no obstacle.
-    """
-    names = []
-    with contextlib.suppress(Exception):  # of other files, and of those before PyTorch 1.6, `read_torch` will tell
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(Inert if name.partition(".")[0] in PLAIN else InertDict, name) for name in names]
-
-
 def read_file(path: Path) -> object:
-    """What torch or safetensors wrote, with inert stand-ins for pickled objects; UserError if it can't be read."""
+    """What torch or safetensors wrote, with something inert for pickled objects; UserError if it can't be read.
+
+    torch's safe unpickler imports no name that it reads, but looks it up among its own and the stand-ins. So nothing
+    that the file names is called or made, and a path of another system or a class that isn't here is no obstacle.
+    """
     if path.suffix != ".safetensors":
-        with torch.serialization.safe_globals(stand_ins(path)):
+        names = []
+        with contextlib.suppress(Exception):  # of other files, and of those before PyTorch 1.6, `read_torch` will tell
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins = [(Inert if name.split(".")[0] in PLAIN else InertDict, name) for name in names]
+        with torch.serialization.safe_globals(stand_ins):
             return read_torch(path)
     try:
         from safetensors.torch import load_file
@@ -79,34 +76,23 @@ def find_weights(content: object, key: str = "", depth: int = 2) -> dict[str, di
 
 def choose_weights(found: dict[str, dict[str, object]], key: str | None, path: Path) -> dict[str, object]:
     """Those under `key`, or the plain ones, and which others there are; UserError if there are none under `key`."""
-
-    def unlikely(key: str) -> tuple[bool, bool]:
-        return any(word in key.lower() for word in AVERAGES), key.rpartition(".")[2] not in WRAPPERS
-
     listed = ", ".join(found)
-    if key is not None and key not in found:
+    if key is None:
+        wrappers_first = sorted(found, key=lambda name: name.split(".")[-1] not in WRAPPERS)
+        key = min(wrappers_first, key=lambda name: any(word in name.lower() for word in AVERAGES))
+        if len(found) > 1:
+            print(f"{path} holds several networks ({listed}): taking {key}, --key takes another", file=sys.stderr)
+    if key not in found:
         raise UserError(f"{path} has no weights under {key}: expected {listed or 'no --key'}")
-    chosen = min(found, key=unlikely) if key is None else key
-    if key is None and len(found) > 1:
-        print(f"{path} holds several networks ({listed}): taking {chosen}, --key takes another", file=sys.stderr)
-    return found[chosen]
+    return found[key]
 
 
-def unwrapped_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add to a state dict."""
-    weights = {plain_name(name): tensor for name, tensor in weights.items()}
-    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] != "n_averaged"}
-    while weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
-
-
-def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The weights without the module that all are in, such as Lightning's "model."; None if there is no such."""
-    outer = {name.partition(".")[0] for name in weights}
-    if len(outer) != 1 or not all(name.count(".") > 1 for name in weights):
-        return None
-    return {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+def without_prefixes(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights, and then without one module after another that all are in, such as Lightning's "model."."""
+    yield weights
+    while len({name.split(".")[0] for name in weights}) == 1 and all(name.count(".") > 1 for name in weights):
+        weights = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+        yield weights
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -119,7 +105,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"{path} holds no state dict: expected names with tensors, as torch.save or safetensors write")
     chosen = choose_weights(found, key, path)
-    weights = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
+    weights = {name: value.detach() for name, value in chosen.items() if isinstance(value, Tensor)}
     if others := [name for name in chosen if name not in weights]:
         print(f"{path} holds other things among its tensors, which are left out: {', '.join(others)}", file=sys.stderr)
     dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
@@ -128,4 +114,8 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         others = f" and {len(broken) - 1} more tensors hold" if broken[1:] else " holds"
         print(f"warning: in {path}, {broken[0]}{others} NaN or infinity: a training that diverged", file=sys.stderr)
-    return {name: tensor.detach() for name, tensor in unwrapped_names(weights).items()}
+    # Without what torch.compile, DataParallel, DistributedDataParallel and AveragedModel add.
+    weights = {plain_name(name): tensor for name, tensor in weights.items() if name.split(".")[-1] != "n_averaged"}
+    while weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights
