@@ -16,26 +16,20 @@ def code_record(settings: Settings) -> dict[str, object]:
     "commit" and "changed" are None where there is no git; "changed" is False without changes in Python files;
     "model_code" is of the script and of the model's file without comments and docstrings, None for a notebook's class.
     """
-    record = {"commit": None, "changed": None}
+    record, file = {"commit": None, "changed": None, "model_code": None}, class_file(settings.model)
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # there is no git, or no repository
         commit, changes = git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", "*.py")
-        record = {"commit": commit, "changed": short_hash(changes) if changes else False}
-    return record | {"model_code": model_code(settings)}
+        record |= {"commit": commit, "changed": short_hash(changes) if changes else False}
+    if file is not None:
+        files = {HERE / f"{settings.experiment}.py", file}
+        record["model_code"] = short_hash("".join(sorted(syntax(path) for path in files if path.is_file())))
+    return record
 
 
 def git(*words: str) -> str:
     """What git prints of the repository."""
     command = ["git", "-C", str(HERE), *words]
     return subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout
-
-
-def model_code(settings: Settings) -> str | None:
-    """A hash of the syntax of the experiment's script and of the file of its model's class."""
-    file = class_file(settings.model)
-    if file is None:
-        return None
-    files = {HERE / f"{settings.experiment}.py", file}
-    return short_hash("".join(sorted(syntax(path) for path in files if path.is_file())))
 
 
 def syntax(path: Path) -> str:
