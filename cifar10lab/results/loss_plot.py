@@ -10,10 +10,7 @@ TEST, TRAIN = "#0072B2", "#D55E00"  # of Okabe and Ito's colours, which colour-b
 
 @default_style()
 def draw_losses(run: dict, changed: str) -> bytes:
-    """`loss.png` of what `loss.json` holds: losses and accuracies over the epochs.
-
-    `changed` says in which settings the run differs from the stated ones, as in "epochs=50,seed=1".
-    """
+    """`loss.png` of what `loss.json` holds; `changed` names what differs from the stated settings, as "epochs=50"."""
     from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
 
     history = run["history"]

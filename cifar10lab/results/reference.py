@@ -5,19 +5,17 @@ import statistics
 import sys
 from pathlib import Path
 
-from cifar10lab.results.rows import REFERENCE, model_code, row_key, settings_in_use
+from cifar10lab.results.rows import REFERENCE, recorded, row_key, settings_in_use
 
 
 def original_run(config: dict[str, object]) -> dict[str, object] | None:
     """The original's run with the model, settings and global batch size of `config`, a config of loss.json, or None.
 
-    The answer is an entry of "runs" in original.json, which explains its keys: "last" and "best" are test accuracies in
-    per cent, null if not known.
+    It is an entry of "runs" in original.json: "last" and "best" are test accuracies in per cent, null if not known.
     """
     path = REFERENCE / "original.json"
-    if not path.is_file():  # somebody has emptied modelset/
-        return None
-    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else ()  # modelset/ may be empty
+    for run in runs:
         settings = {name: run[name] for name in run.keys() & config.keys()}  # without its results
         if settings_in_use(settings) == settings_in_use(config):
             return run
@@ -42,9 +40,10 @@ def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
 
     Of several with the same seed the first is taken: the same again on one core, say, is in a folder further down.
     """
-    key, code, accuracies = row_key(run), model_code(run), {}
+    key, code, accuracies = row_key(run), recorded(run, "code", "model_code"), {}
     for other in runs.values():
-        if row_key(other) == key and (not code or model_code(other) in ("", code)):
+        matches = not code or recorded(other, "code", "model_code") in ("", code)  # "": not recorded
+        if matches and row_key(other) == key:
             accuracies.setdefault(other["config"]["seed"], other["result"]["final_test_accuracy"])
     return list(accuracies.values())
 
@@ -55,18 +54,8 @@ def mean_text(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}" if values else ""
 
 
-def describe_seeds(records: list[dict]) -> str:
-    """Runs that differ by their seed, in words: "seeds 0, 1, 2: test accuracy 61.51 ± 1.30 % at the end"."""
-    seeds = ", ".join(str(record["config"]["seed"]) for record in records)
-    accuracies = [record["result"]["final_test_accuracy"] for record in records]
-    return f"seeds {seeds}: test accuracy {mean_text(accuracies)} % at the end"
-
-
 def beside_reference(run: dict[str, object]) -> str:
-    """As in " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"; "" if there is nothing to compare with.
-
-    `run` is what loss.json holds.
-    """
+    """Of what loss.json holds: " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)", say, or ""."""
     try:
         values, original = reference_accuracies(reference_runs(), run), original_accuracy(run["config"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # the run itself is done and saved

@@ -35,8 +35,3 @@ def row_key(run: dict) -> dict[str, object]:
         "processes": recorded(run, "environment", "world_size"),
         "unfinished": "result" not in run,
     }
-
-
-def model_code(run: dict) -> str:
-    """The hash of the run's script and model; "", which matches any other, if it isn't recorded."""
-    return recorded(run, "code", "model_code")
