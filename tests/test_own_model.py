@@ -134,7 +134,7 @@ def test_after_reloading_a_run_goes_to_the_folder_of_its_settings(run, copied: P
         ({"resolutions": "24,33"}, "--resolutions can't be '24,33'"),
         ({"resolutions": "28,32"}, "LeNet can't be trained on images (2, 3, 28, 28)"),
         ({"augment": "no"}, "--augment can't be 'no'"),
-        ({"nesterov": True, "momentum": 0}, "--nesterov needs a --momentum"),
+        ({"nesterov": True, "momentum": 0}, "--nesterov needs --optimizer sgd and a --momentum"),
         ({"options": {"dropout": nn.ReLU}}, "--dropout can't be <class 'torch.nn.modules.activation.ReLU'>"),
         ({"options": {"dropout": float("nan")}}, "--dropout can't be nan: options are finite numbers"),
         ({"options": {"schedule": "x"}}, "schedule"),
