@@ -60,8 +60,7 @@ from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import is_being_imported, make_model, source_of
 from cifar10lab.models.trial import try_model
-from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, finer_losses
-from cifar10lab.results.loss_plot import draw_losses
+from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, draw_losses, finer_losses
 from cifar10lab.results.reference import beside_reference, mean_text
 from cifar10lab.settings.code import code_record
 from cifar10lab.settings.experiment import Settings, checked, config_of, differences, parse_arguments, run_folder
@@ -193,10 +192,10 @@ def announce(training: Training) -> None:
 
 
 def saved_run(training: Training) -> dict | None:
-    """The checkpoint to continue from, or the record of a run that has finished; None to start at the beginning.
+    """The checkpoint to continue from, or a finished run's record; None to start at the beginning. Prints which.
 
-    The first also when torchrun has restarted a process, the second only with `--resume`. Without these, a checkpoint
-    is set aside. Prints which. UserError if what is saved is damaged or of other settings.
+    The second only with `--resume`, the first also after a restart by torchrun; otherwise a checkpoint is set aside.
+    UserError if what is saved is damaged or of other settings.
     """
     folder, resume = training.folder, training.settings.resume
     path, results = folder / "checkpoint.pth", [folder / name for name in RESULTS if name != "loss.png"]

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, linux, run_command
 
 from cifar10lab.files.pictures import FONTS, default_style, png, write_picture
-from cifar10lab.results.loss_plot import draw_losses
+from cifar10lab.results.history import draw_losses
 
 RECORD = json.loads((ROOT / "modelset/reference/original_version_model/loss.json").read_text())
 

@@ -91,8 +91,7 @@ RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule
 def model_options(model: type[nn.Module], given: Mapping[str, object]) -> dict[str, object]:
     """All arguments of the model's constructor as JSON keeps them: its defaults, updated with those that are given.
 
-    Defaults that JSON can't keep or that are named like a setting, such as `device`, are left out. WrongOption for such
-    ones among the given.
+    Defaults that JSON can't keep or that are named like a setting are left out; WrongOption for such among the given.
     """
     if clash := FIELDS.keys() & given.keys():
         raise WrongOption(f"{model.__name__} can't have an option {min(clash)}: every run has such a setting")
