@@ -223,13 +223,11 @@ def saved_run(training: Training) -> dict | None:
 
 def read_saved(path: Path) -> dict:
     """What a `checkpoint.pth` or `loss.json` holds; UserError if it is damaged or neither of these scripts."""
-    try:
+    with contextlib.suppress(AttributeError, ValueError):  # of JSON that isn't, or of no dictionary
         saved = read_torch(path) if path.suffix == ".pth" else json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        saved = None
-    if not isinstance(saved, dict) or not {"config", "started", "code", "dataset"} <= saved.keys():
-        raise UserError(f"{path} is damaged, or of other scripts: give another --output, or start without --resume")
-    return saved
+        if {"config", "started", "code", "dataset"} <= saved.keys():
+            return saved
+    raise UserError(f"{path} is damaged, or of other scripts: give another --output, or start without --resume")
 
 
 def check_same_run(saved: dict, training: Training, path: Path) -> None:
