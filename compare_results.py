@@ -22,7 +22,7 @@ from cifar10lab.comparison.page import comparison_page
 from cifar10lab.comparison.runs import Runs, find_runs, read_runs
 from cifar10lab.comparison.table import common_settings, notes, table_rows, text_table
 from cifar10lab.files.writing import expanded, write_file
-from cifar10lab.results.rows import MODELSET, REFERENCE
+from cifar10lab.results.reference import MODELSET, REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last

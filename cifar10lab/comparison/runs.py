@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifar10lab.results import rows
-from cifar10lab.results.rows import REFERENCE, recorded, row_key
+from cifar10lab.results import reference
+from cifar10lab.results.reference import REFERENCE, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")
@@ -44,9 +44,9 @@ class Runs:
 
     def settings(self) -> pd.DataFrame:
         """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
-        configs = [record["config"] | rows.UNRECORDED | record["config"] for record in self.records]
+        configs = [record["config"] | reference.UNRECORDED | record["config"] for record in self.records]
         settings = pd.DataFrame(configs, dtype=object).loc[self.table.index]
-        hidden = [*rows.NOT_COMPARED, *([] if settings["augment"].any() else rows.AUGMENTATION)]
+        hidden = [*reference.NOT_COMPARED, *([] if settings["augment"].any() else reference.AUGMENTATION)]
         settings = settings.drop(columns=hidden, errors="ignore")
         return settings.loc[:, (settings.notna() & settings.astype(bool)).any()]
 
