@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cifar10lab.data.augmentation import augment, cut_out
 from cifar10lab.data.loading import Data, dataset_record, hold_out, load_data
@@ -51,36 +52,26 @@ from cifar10lab.devices.processes import all_reduce, from_rank_0, share_buffers
 from cifar10lab.files.locks import locked
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.tensors import read_torch, write_torch
-from cifar10lab.files.writing import RESULTS, FileInUse, expanded, move_earlier, write_file
+from cifar10lab.files.writing import RESULTS, FileInUse, move_earlier, write_file
 from cifar10lab.inspection.models import load
 from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import is_being_imported, make_model, source_of
-from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, finer_losses
-from cifar10lab.results.loss_plot import draw_losses
-from cifar10lab.results.reference import beside_reference, describe_seeds
-from cifar10lab.results.rows import is_repeated
+from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, draw_losses, finer_losses
+from cifar10lab.results.reference import beside_reference, is_repeated, mean_text
 from cifar10lab.settings.code import code_record
-from cifar10lab.settings.experiment import (
-    HERE,
-    Settings,
-    checked,
-    config_of,
-    describe,
-    differences,
-    parse_arguments,
-    settings_of_script,
-)
+from cifar10lab.settings.experiment import Settings, checked, config_of, differences, parse_arguments, run_folder
 from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption, in_one_line
-from cifar10lab.terminal.output import end_by_signal, make_output_last, progress_bar
+from cifar10lab.terminal.output import end_by_signal, make_output_last
 
 __all__ = ["Interface", "Interrupted", "LeNet", "ResNet18", "Settings", "UserError", "load", "main", "run"]
 
 CHUNK_IMAGES = {"cpu": 256, "cuda": 8192, "mps": 8192}  # prepared at once; a CPU's chunk fits into its cache
 EVALUATION_BATCH_SIZE = {"cpu": 125, "cuda": 2000, "mps": 500}
 TRAIN_EVALUATION_IMAGES = 10_000
+Batch = tuple[Tensor, Tensor]  # images float32 (N, 3, H, W), as the model takes them, and labels int64 (N,)
 
 
 class Interrupted(Exception):
@@ -110,10 +101,7 @@ class Training:
 
 @dataclass(frozen=True)
 class State:
-    """How far a run has come; `checkpoint.pth` holds this beside the states of model and optimizer.
-
-    It has no state of random generators: `epoch_chunks` seeds them from the run's seed, the epoch and the step.
-    """
+    """How far a run has come; `checkpoint.pth` holds it, but no generator's state: `epoch_chunks` seeds them anew."""
 
     epoch: int = 1  # the one in progress
     step: int = 0  # how many of its steps are done
@@ -138,8 +126,7 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
     """
     if is_being_imported():
         raise UserError("a module that is imported trains nothing: call run under `if __name__ == '__main__':`")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(own_process_state())
+    with own_process_state(), contextlib.ExitStack() as stack:
         training, warning = to_be_trained(settings, stated_settings)
         is_rank_0 = training.execution.rank == 0
         if is_rank_0:
@@ -164,11 +151,7 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
 
 
 def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple[Training, str]:
-    """The settings' model, data and devices; and a warning if the data are a stand-in that nobody asked for.
-
-    UserError if these don't fit each other.
-    """
-    stated_settings = stated_settings or settings_of_script(settings.experiment) or settings
+    """The settings' model, data and devices, and a warning of a stand-in unasked for; UserError if they don't fit."""
     settings = checked(settings)
     config, model = config_of(settings), build_model(settings)
     interface = interface_of(model)
@@ -183,8 +166,7 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
         interface.initialise(data.train_images)
     last_batch = len(data.train_labels) % settings.batch_size or settings.batch_size
     try_model(model, execution, sizes_of(settings), last_batch // execution.world_size)
-    differing = differences(config, config_of(stated_settings))
-    folder, changed = run_folder(settings, differing, data.name), describe(differing)
+    folder, changed = run_folder(settings, stated_settings, data.name)
     code = code_record(settings.experiment, settings.model)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     return Training(settings, execution, data, model, folder, changed, code, started), warning
@@ -195,15 +177,8 @@ def build_model(settings: Settings) -> nn.Module:
     seed_generators(settings.seed)
     model = make_model(settings.model, settings.options)
     if settings.optimizer != "sgd" and interface_of(model).optimizer:
-        own = f"{settings.model.__name__} brings its own optimizer"
-        raise WrongOption(f"{own}: leave out --optimizer {settings.optimizer}")
+        raise WrongOption(f"{type(model).__name__} brings its own optimizer: leave out --optimizer")
     return model
-
-
-def run_folder(settings: Settings, differing: dict[str, object], dataset: str) -> Path:
-    """`--output`, or modelset/Resnet/, say, or modelset/Resnet/lr=0.01,seed=1/ with the settings that differ."""
-    name = describe(differing if dataset == "cifar10" else differing | {"dataset": dataset})
-    return expanded(settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", name))
 
 
 def announce(training: Training) -> None:
@@ -219,10 +194,10 @@ def announce(training: Training) -> None:
 
 
 def saved_run(training: Training) -> dict | None:
-    """The checkpoint to continue from, or the record of a run that has finished; None to start at the beginning.
+    """The checkpoint to continue from, or a finished run's record; None to start at the beginning. Prints which.
 
-    The first also when torchrun has restarted a process, the second only with `--resume`. Without these, a checkpoint
-    is set aside. Prints which. UserError if what is saved is damaged or of other settings.
+    The second only with `--resume`, the first also after a restart by torchrun; otherwise a checkpoint is set aside.
+    UserError if what is saved is damaged or of other settings.
     """
     folder, resume = training.folder, training.settings.resume
     path, results = folder / "checkpoint.pth", [folder / name for name in RESULTS if name != "loss.png"]
@@ -250,23 +225,18 @@ def saved_run(training: Training) -> dict | None:
 
 def read_saved(path: Path) -> dict:
     """What a `checkpoint.pth` or `loss.json` holds; UserError if it is damaged or neither of these scripts."""
-    try:
+    with contextlib.suppress(AttributeError, ValueError):  # of JSON that isn't, or of no dictionary
         saved = read_torch(path) if path.suffix == ".pth" else json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        saved = None
-    if not isinstance(saved, dict) or not {"config", "started", "code", "dataset"} <= saved.keys():
-        raise UserError(f"{path} is damaged, or of other scripts: give another --output, or start without --resume")
-    return saved
+        if {"config", "started", "code", "dataset"} <= saved.keys():
+            return saved
+    raise UserError(f"{path} is damaged, or of other scripts: give another --output, or start without --resume")
 
 
 def check_same_run(saved: dict, training: Training, path: Path) -> None:
-    """UserError that lists how settings or data differ from those of `saved`, a checkpoint or a run's record.
-
-    A checkpoint may be given more epochs if neither the learning rate nor the images' size depends on their number.
-    """
+    """UserError that lists how settings or data differ from those of `saved`, a checkpoint or a run's record."""
     settings, before = training.settings, saved["config"]
     changed = differences(config_of(settings), before)
-    independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1
+    independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1  # of the number of epochs
     if independent and settings.epochs >= before["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
     texts = [f"{name} {before.get(name)} -> {value}" for name, value in changed.items()]
@@ -276,17 +246,14 @@ def check_same_run(saved: dict, training: Training, path: Path) -> None:
     if "result" in saved and saved["code"].get("model_code") != training.code["model_code"]:
         texts.append("its script or model's file has changed")
     if texts:
-        raise UserError(
-            f"{path} is of other settings ({', '.join(texts)}): give the same ones, or start without --resume"
-        )
+        raise UserError(f"{path} is of other settings ({', '.join(texts)}): give the same, or start without --resume")
 
 
 def ready_to_train(training: Training, checkpoint: dict | None = None) -> Training:
     """`training` with its data and model on their device, a network and an optimizer; in the checkpoint's precision."""
     execution, settings = training.execution, training.settings
-    precision = from_rank_0(execution.precision)  # machines may differ
-    if checkpoint and checkpoint["parts"]:
-        precision = checkpoint["parts"][-1]["environment"]["precision"]
+    parts = checkpoint["parts"] if checkpoint else []
+    precision = parts[-1]["environment"]["precision"] if parts else from_rank_0(execution.precision)  # machines differ
     execution = dataclasses.replace(execution, precision=precision)
     model, interface = to_device(training.model, execution.device), interface_of(training.model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -302,17 +269,11 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
 
 
 def torch_optimizer(parameters: Iterable, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer that `settings.optimizer` names."""
-    if settings.optimizer == "sgd":
-        return sgd(parameters, settings)
-    rates = {"lr": settings.lr, "betas": (settings.momentum, 0.999), "weight_decay": settings.weight_decay}
-    return torch.optim.AdamW(parameters, **rates, fused=True)
-
-
-def sgd(parameters: Iterable, settings: Settings) -> torch.optim.SGD:
-    """SGD with the settings' values; `parameters` may be groups, as torch's optimizers take them."""
-    rates = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    return torch.optim.SGD(parameters, **rates, nesterov=settings.nesterov, fused=True)
+    """The optimizer that `settings.optimizer` names; `parameters` may be groups, as torch's optimizers take them."""
+    rates = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, betas=(settings.momentum, 0.999), **rates)
+    return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **rates)
 
 
 def continue_from(training: Training, checkpoint: dict) -> State:
@@ -338,57 +299,45 @@ def train(training: Training, state: State) -> State:
     """
     began = time.perf_counter() - state.total_seconds
     while state.epoch <= training.settings.epochs:
-        try:
-            for reached in train_epoch(training, state):
-                state = reached  # kept when a signal ends the epoch early
-            losses = all_reduce(state.losses)
-            check_finite(losses, state.epoch, 0)
-            row = evaluate_epoch(training, state, losses)
-        except Interrupted:
-            save_state(training, dataclasses.replace(state, total_seconds=time.perf_counter() - began))
-            raise
-        state = next_epoch(training, state, losses, row)
+        with contextlib.suppress(Interrupted):  # raised again when the state is saved
+            state = train_epoch(training, state)
+            state = end_epoch(training, state)
         state = dataclasses.replace(state, total_seconds=time.perf_counter() - began)
         save_state(training, state)
-        if training.execution.rank == 0:
-            print(describe_epoch(row, training.settings.epochs, len(training.data.train_labels)))
+        check_signals(training)
     if training.settings.augment:
         _, accuracy = evaluate(training, training.data.test_images, training.data.test_labels, mirrored=True)
         state = dataclasses.replace(state, mirrored_test_accuracy=accuracy)
     return dataclasses.replace(state, total_seconds=time.perf_counter() - began)
 
 
-def train_epoch(training: Training, state: State) -> Iterator[State]:
-    """Train to the end of the epoch in progress; yields the state after each chunk, and at the end.
-
-    Raises Interrupted when a signal has arrived: the state yielded last is then the one to save.
-    """
-    count, size = len(training.data.train_labels), training.settings.batch_size
-    on_cpu = training.execution.device.type == "cpu"
+def train_epoch(training: Training, state: State) -> State:
+    """Train to the end of the epoch in progress, or until a signal has arrived; returns the state then."""
+    count, size, device = len(training.data.train_labels), training.settings.batch_size, training.execution.device
     title, done = f"epoch {state.epoch}/{training.settings.epochs}", min(state.step * size, count)
-    with tiny_steps(size), progress_bar(title, count, done, hidden=training.execution.rank != 0) as bar:
-        started = time.perf_counter() - state.seconds
+    hidden = training.execution.rank > 0 or None  # None: where output is no terminal
+    how = {"unit": " images", "unit_scale": True, "leave": False, "disable": hidden}
+    started, step, losses = time.perf_counter() - state.seconds, state.step, [state.losses.to(device)]
+    with tiny_steps(size), tqdm(desc=title, total=count, initial=done, **how) as bar, contextlib.suppress(Interrupted):
         for batches, sizes, rates in epoch_chunks(training, state.epoch, state.step):
             check_signals(training)
-            losses = train_chunk(training, batches, sizes, rates)
-            if on_cpu:  # on a GPU this would make the host wait
-                check_finite(losses, state.epoch, state.step)
-                bar.set_postfix(loss=f"{losses.sum() * training.execution.world_size / sum(sizes):.3f}", refresh=False)
+            losses.append(train_chunk(training, batches, sizes, rates))
+            if device.type == "cpu":  # on a GPU this would make the host wait
+                check_finite(losses[-1], state.epoch, step)
+                mean = losses[-1].sum() * training.execution.world_size / sum(sizes)
+                bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
             bar.update(sum(sizes))
-            losses = torch.cat([state.losses.to(losses.device), losses])
-            seconds = time.perf_counter() - started
-            state = dataclasses.replace(state, step=state.step + len(batches), losses=losses, seconds=seconds)
-            yield state
-        losses = state.losses.cpu()  # on a GPU, this waits for the last steps
-        yield dataclasses.replace(state, losses=losses, seconds=time.perf_counter() - started)
+            step += len(batches)
+    losses = torch.cat(losses).cpu()  # on a GPU, this waits for the last steps
+    return dataclasses.replace(state, step=step, losses=losses, seconds=time.perf_counter() - started)
 
 
-def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[list[tuple[Tensor, Tensor]], list, list]]:
+def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[list[Batch], list[int], list[float]]]:
     """The epoch's batches from `step` on, prepared in chunks of several batches.
 
-    Yields for each chunk this process's share of every batch, (images float32, labels int64), every batch's whole size,
-    and every step's learning rate. Order and augmentation depend on seed and epoch alone, not on the number of
-    processes or on interruptions; dropout's masks depend on seed, epoch, first step of the chunk, and rank.
+    Yields for each chunk this process's share of every batch, every batch's whole size, and every step's learning rate.
+    Order and augmentation depend on seed and epoch alone, not on the number of processes or on interruptions; dropout's
+    masks depend on seed, epoch, first step of the chunk, and rank.
     """
     data, rank, seed, settings = training.data, training.execution.rank, training.settings.seed, training.settings
     count, device = len(data.train_labels), training.execution.device
@@ -434,9 +383,7 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def train_chunk(
-    training: Training, batches: list[tuple[Tensor, Tensor]], sizes: list[int], rates: list[float]
-) -> Tensor:
+def train_chunk(training: Training, batches: list[Batch], sizes: list[int], rates: list[float]) -> Tensor:
     """Take one step for each batch's share, at its learning rate in `rates`; minimises the mean over the whole batch.
 
     `sizes` are those of the whole batches. Returns each share's loss, summed over its images, float32 (batches,).
@@ -460,31 +407,38 @@ def train_chunk(
 def set_mode(training: Training, train: bool) -> None:
     """Put the model into train or eval mode, and an optimizer that has modes, as those of the package schedulefree."""
     training.model.train(train)
-    switch = getattr(training.optimizer, "train" if train else "eval", None)
-    if switch:
-        switch()
+    getattr(training.optimizer, "train" if train else "eval", lambda: None)()
 
 
-def evaluate_epoch(training: Training, state: State, losses: Tensor) -> dict[str, float]:
-    """The history's row for the epoch that has ended; `losses` are those of its steps."""
-    data, some = training.data, evaluated_images(training.data)
+def end_epoch(training: Training, state: State) -> State:
+    """Test the model at the epoch's end, and print how it was; returns the state at the beginning of the next one."""
+    check_signals(training)  # one may have ended the epoch early
+    data, count, some = training.data, len(training.data.train_labels), evaluated_images(training.data)
+    losses = all_reduce(state.losses)
+    check_finite(losses, state.epoch, 0)
     seed_generators(mixed_seed(training.settings.seed, state.epoch, training.execution.rank, 2))
     share_buffers(training.model)  # those of rank 0 are saved
-    row = {"epoch": state.epoch, "train_loss": losses.sum().item() / len(data.train_labels)}
+    row = {"epoch": state.epoch, "train_loss": losses.sum().item() / count}
     _, row["train_accuracy"] = evaluate(training, data.train_images[some], data.train_labels[some])
     for part in ("test", "validation"):
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
         if len(labels):
             row[f"{part}_loss"], row[f"{part}_accuracy"] = evaluate(training, images, labels)
             check_finite(torch.tensor(row[f"{part}_loss"]), state.epoch, state.step - 1)
-    return row | {"learning_rate": learning_rate(training.settings, state.epoch), "seconds": state.seconds}
+    row |= {"learning_rate": learning_rate(training.settings, state.epoch), "seconds": state.seconds}
+    if training.execution.rank == 0:
+        print(describe_epoch(row, training.settings.epochs, count))
+    history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
+    steps = finer_losses(state.steps, losses.numpy(), state.epoch, training.settings.batch_size, count)
+    is_best = best_epoch(history)[0] == state.epoch
+    best_model = weights_on_cpu(training.model) if is_best else state.best_model
+    return State(state.epoch + 1, history=history, steps=steps, best_model=best_model, parts=state.parts)
 
 
 def evaluate(training: Training, images: Tensor, labels: Tensor, mirrored: bool = False) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in per cent, over all processes. Leaves the model in eval mode.
 
-    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. If `mirrored`, the logits are the mean of an
-    image's and its mirror image's.
+    Images uint8 (N, 3, 32, 32), labels int64 (N,), on the run's device. `mirrored`: by the mean logits of both views.
     """
     execution, network, sums = training.execution, InPrecision(training.model, training.execution.precision), []
     set_mode(training, train=False)
@@ -521,20 +475,6 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
 
 
 # --- Saved and written ------------------------------------------------------------------------
-
-
-def next_epoch(training: Training, state: State, losses: Tensor, row: dict[str, float]) -> State:
-    """The state at the beginning of the next epoch; `losses` and `row`, for the history, are those of the ended one."""
-    history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
-    best = best_epoch(history)[0] == row["epoch"]
-    size, count = training.settings.batch_size, len(training.data.train_labels)
-    return State(
-        epoch=state.epoch + 1,
-        history=history,
-        steps=finer_losses(state.steps, losses.numpy(), state.epoch, size, count),
-        best_model=weights_on_cpu(training.model) if best else state.best_model,
-        parts=state.parts,
-    )
 
 
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
@@ -626,7 +566,9 @@ def main(stated_settings: Settings, description: str | None) -> None:
         all_settings = parse_arguments(stated_settings, description)
         records = [run(settings, stated_settings) for settings in all_settings]
         if len(records) > 1 and os.environ.get("RANK", "0") == "0":
-            print(f"\n{describe_seeds(records)}{beside_reference(records[0])}")
+            seeds = ", ".join(str(settings.seed) for settings in all_settings)
+            mean = mean_text([record["result"]["final_test_accuracy"] for record in records])
+            print(f"\nseeds {seeds}: test accuracy {mean} % at the end{beside_reference(records[0])}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, WrongOption) else 1)

@@ -21,7 +21,7 @@ from cifar10lab.comparison.differences import INTERVAL, difference_line
 from cifar10lab.comparison.runs import find_runs, read_runs, settings_of, with_names
 from cifar10lab.comparison.table import common_settings, notes, table_rows, text_table
 from cifar10lab.files.writing import expanded, write_file
-from cifar10lab.results.rows import MODELSET, REFERENCE
+from cifar10lab.results.reference import MODELSET, REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last

@@ -12,7 +12,7 @@ learning rate two thirds. 94 % are reached with the mean over each test image an
 `mirrored_test_accuracy` in `loss.json`; the paper's are with six views.
 """
 
-from common import Interface, Settings, main, sgd
+from common import Interface, Settings, main, torch_optimizer
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class FastNet(nn.Module):
         biases = [trained.pop(name) for name in list(trained) if "bn" in name]
         fast = {"params": biases, "lr": 64 * settings.lr, "weight_decay": settings.weight_decay / 64}
         slow = {"params": list(trained.values()), "steps": 0, "rate_before": 0.0}
-        optimizer = sgd([slow, fast], settings)
+        optimizer = torch_optimizer([slow, fast], settings)
         optimizer.register_step_post_hook(lambda *_: lookahead(optimizer, settings.lr or 1))  # at 0 nothing moves
         return optimizer
 

@@ -35,7 +35,7 @@ from cifar10lab.files.writing import expanded
 from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
 from cifar10lab.inspection.photos import draw_classified, load_test_arrays, read_photo
 from cifar10lab.inspection.weights import read_weights
-from cifar10lab.results.rows import REFERENCE
+from cifar10lab.results.reference import REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
 from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last

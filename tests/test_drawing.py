@@ -13,7 +13,7 @@ from conftest import ROOT, run_command
 from matplotlib.font_manager import fontManager
 
 from cifar10lab.files.pictures import FONTS, write_picture
-from cifar10lab.results.loss_plot import draw_losses
+from cifar10lab.results.history import draw_losses
 
 RECORD = json.loads((ROOT / "modelset/reference/original_version_model/loss.json").read_text())
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cifar10lab.data.loading import CLASSES, load_cifar10
-from cifar10lab.results.loss_plot import draw_losses
+from cifar10lab.results.history import draw_losses
 from original_version_model import SETTINGS
 
 # A LeNet that tells some classes apart.

@@ -17,6 +17,7 @@ import common
 import pytest
 import torch
 from conftest import (
+    ROOT,
     Command,
     at,
     prepared,
@@ -258,7 +259,7 @@ def test_without_resume_a_checkpoint_is_set_aside_and_can_still_be_continued(run
     assert run(*SCRIPT, "--output", tmp_path, "--resume").code == 0
     assert same_losses(tmp_path, reference(*SCRIPT))
     ignored = ["git", "check-ignore", "modelset/reference/Fast/earlier-12/checkpoint.pth"]
-    assert subprocess.run(ignored, cwd=common.HERE).returncode == 0
+    assert subprocess.run(ignored, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("what", ["environment", "code"])

@@ -30,13 +30,17 @@ def thirty_steps(folder: Path) -> common.Training:
 
 
 def test_an_epochs_states_follow_each_other_and_stay_as_they_were(tmp_path: Path) -> None:
-    start = common.State()
-    states = list(common.train_epoch(thirty_steps(tmp_path), start))
+    start, training = common.State(), thirty_steps(tmp_path)
+    stop = at_step(10, lambda: training.signals.append(signal.SIGTERM))
+    first = common.train_epoch(training, start)
+    stop.remove()
+    training.signals.clear()
+    second = common.train_epoch(training, first)
     assert start == common.State(losses=start.losses) and len(start.losses) == 0
-    assert [state.step for state in states] == [25, 30, 30]  # chunks of 256 images, and the epoch's end
-    assert [len(state.losses) for state in states] == [25, 30, 30]
-    assert torch.equal(states[0].losses, states[2].losses[:25])
-    assert 0 < states[0].seconds < states[2].seconds
+    assert [state.step for state in (first, second)] == [25, 30]  # chunks of 256 images, and the epoch's end
+    assert [len(state.losses) for state in (first, second)] == [25, 30]
+    assert torch.equal(first.losses, second.losses[:25])
+    assert 0 < first.seconds < second.seconds
 
 
 @pytest.mark.parametrize(("step", "saved"), [(10, 25), (28, 30), (50, 25)])  # within epochs, or during an evaluation

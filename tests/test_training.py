@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ALONE, prepared, small_data
+from conftest import ALONE, ROOT, prepared, small_data
 
 from fast_model import SETTINGS as FAST
 from original_version_model import SETTINGS as LENET
@@ -245,10 +245,9 @@ def test_bf16_stays_close_to_fp32() -> None:
 )
 def test_a_run_goes_where_its_differences_say(changes: dict, name: str) -> None:
     settings = dataclasses.replace(RESNET, **changes)
-    differing = common.differences(common.config_of(settings), common.config_of(RESNET))
-    assert common.run_folder(settings, differing, "cifar10") == common.HERE / "modelset" / "Resnet" / name
+    assert common.run_folder(settings, RESNET, "cifar10") == (ROOT / "modelset" / "Resnet" / name, name)
     synthetic = ",".join(part for part in (name, "dataset=synthetic") if part)
-    assert common.run_folder(settings, differing, "synthetic").name == synthetic
+    assert common.run_folder(settings, RESNET, "synthetic")[0].name == synthetic
 
 
 def test_an_option_that_is_none_is_another_than_one_that_is_0_or_not_recorded() -> None:

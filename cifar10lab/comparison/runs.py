@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifar10lab.results.rows import AUGMENTATION, NOT_COMPARED, REFERENCE, UNRECORDED, recorded, row_key
+from cifar10lab.results.reference import AUGMENTATION, NOT_COMPARED, REFERENCE, UNRECORDED, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
 FILES = ("loss.json", "checkpoint.pth")

@@ -18,7 +18,7 @@ from cifar10lab.models.interface import interface_of, model_input, plain_name, t
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
 from cifar10lab.models.source import import_source, make_model
-from cifar10lab.results.rows import recorded
+from cifar10lab.results.reference import recorded
 from cifar10lab.settings.code import model_code
 from cifar10lab.settings.experiment import TAKEN
 from cifar10lab.terminal.errors import UserError

@@ -1,8 +1,14 @@
-"""What a run keeps of its epochs and steps, and its epochs and result in words."""
+"""What a run keeps of its epochs and steps, in words and as the picture `loss.png`."""
+
+import textwrap
 
 import numpy as np
 
+from cifar10lab.files.pictures import default_style, png
+
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
+# As Okabe and Ito chose them, so that colour-blind readers can tell them apart.
+LINES = {"train": ("--", "#D55E00"), "test": ("-", "#0072B2"), "validation": (":", "#000000")}
 
 
 def finer_losses(steps: dict, losses: np.ndarray, epoch: int, batch_size: int, images: int) -> dict[str, list[float]]:
@@ -42,3 +48,33 @@ def describe_result(result: dict) -> str:
     if result["best_epoch_chosen_on"] == "validation":
         return f"{end}, {best:.2f} % in epoch {epoch}, chosen on validation images"
     return f"{end}, {best:.2f} % at best (epoch {epoch})"
+
+
+@default_style()
+def draw_losses(run: dict, changed: str) -> bytes:
+    """`loss.png` of what `loss.json` holds; `changed` names what differs from the stated settings, as "epochs=50"."""
+    from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
+
+    history = run["history"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    smoothed = " (with label smoothing)" if run["config"]["label_smoothing"] else ""
+    labels = {"train_loss": f"training{smoothed}", "train_accuracy": "training"}
+    left.plot(run["steps"]["epoch"], run["steps"]["train_loss"], color="#BBBBBB", label="training, within the epochs")
+    marker = "o" if len(history["epoch"]) <= 30 else ""
+    for axes, what, unit in ((left, "loss", "cross-entropy"), (right, "accuracy", "%")):
+        for part, (line, colour) in LINES.items():
+            name = f"{part}_{what}"
+            if name in history:
+                # A mean over an epoch's steps belongs at the middle of the epoch; all else is measured at its end.
+                epochs = [epoch - 0.5 * (name == "train_loss") for epoch in history["epoch"]]
+                axes.plot(epochs, history[name], f"{marker}{line}", color=colour, ms=4, label=labels.get(name, part))
+        axes.set(xlabel="epoch", ylabel=f"{what} ({unit})")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    stand_in = "" if run["dataset"]["name"] == "cifar10" else " on SYNTHETIC data, not CIFAR-10"
+    title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
+    settings = textwrap.fill(changed.replace(",", ", ") or "the stated settings", 120)
+    figure.suptitle(f"{title}\n{settings}", fontsize=10)
+    return png(figure, 110)

@@ -1,23 +1,66 @@
-"""The results that come with the repository, and the original's own: how a run compares with them."""
+"""Which runs differ by nothing but their seed, and how they stand beside the reference's and the original's own."""
 
 import json
 import statistics
 import sys
 from pathlib import Path
 
-from cifar10lab.results.rows import REFERENCE, recorded, row_key, settings_in_use
+MODELSET = Path(__file__).resolve().parents[2] / "modelset"
+REFERENCE = (MODELSET / "reference").resolve()  # also where modelset/ is a link
+AUGMENTATION = ("crop_padding", "padding_mode", "flips", "cutout")  # settings that do nothing without `augment`
+UNRECORDED = {"optimizer": "sgd"}  # the value where a file lacks the setting; any other is off then
+NOT_COMPARED = ("seed", "precision")  # the precision used is compared, not the one asked for
+
+
+def settings_in_use(config: dict[str, object]) -> dict[str, object]:
+    """A config without NOT_COMPARED, and without settings that are 0 or off, or do nothing."""
+    without = NOT_COMPARED if config.get("augment") else (*NOT_COMPARED, *AUGMENTATION)
+    settings = (UNRECORDED | config).items()
+    return {name: value for name, value in settings if name not in without and (value or value is None)}
+
+
+def recorded(run: dict, record: str, name: str) -> str:
+    """An entry `name` of a run's "environment" or "code"; "" if it lacks it; "1, then 2" if it changed on resuming."""
+    parts = [part.get(record) or run.get(record) or {} for part in run.get("parts") or [run]]
+    return ", then ".join(dict.fromkeys(str(part[name]) for part in parts if part.get(name) is not None))
+
+
+def row_key(run: dict) -> dict[str, object]:
+    """What the runs of a row have in common, besides their code; `run` is what loss.json or checkpoint.pth holds.
+
+    Images are taken for the same if there are as many of them; all CPUs are one kind of device.
+    """
+    dataset = run["dataset"]
+    return {
+        "settings": settings_in_use(run["config"]),
+        "data": [dataset["name"], dataset["train_images"], dataset["test_images"]],
+        "precision": recorded(run, "environment", "precision"),
+        "device": recorded(run, "environment", "device"),
+        "processes": recorded(run, "environment", "world_size"),
+        "unfinished": "result" not in run,
+    }
+
+
+def is_repeated(path: Path, run: dict) -> bool:
+    """Whether the loss.json at `path` is of the same seed, settings, data, devices and code as `run`."""
+
+    def parts(of: dict) -> list:
+        return [row_key(of), of["config"]["seed"], of["code"], of["dataset"]["checksum"]]
+
+    try:
+        return parts(json.loads(path.read_text(encoding="utf-8"))) == parts(run)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of something else
+        return False
 
 
 def original_run(config: dict[str, object]) -> dict[str, object] | None:
     """The original's run with the model, settings and global batch size of `config`, a config of loss.json, or None.
 
-    The answer is an entry of "runs" in original.json, which explains its keys: "last" and "best" are test accuracies in
-    per cent, null if not known.
+    It is an entry of "runs" in original.json: "last" and "best" are test accuracies in per cent, null if not known.
     """
     path = REFERENCE / "original.json"
-    if not path.is_file():  # somebody has emptied modelset/
-        return None
-    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else ()  # modelset/ may be empty
+    for run in runs:
         settings = {name: run[name] for name in run.keys() & config.keys()}  # without its results
         if settings_in_use(settings) == settings_in_use(config):
             return run
@@ -44,7 +87,8 @@ def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
     """
     key, code, accuracies = row_key(run), recorded(run, "code", "model_code"), {}
     for other in runs.values():
-        if row_key(other) == key and (not code or recorded(other, "code", "model_code") in ("", code)):
+        matches = not code or recorded(other, "code", "model_code") in ("", code)  # "": not recorded
+        if matches and row_key(other) == key:
             accuracies.setdefault(other["config"]["seed"], other["result"]["final_test_accuracy"])
     return list(accuracies.values())
 
@@ -55,18 +99,8 @@ def mean_text(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{deviation}" if values else ""
 
 
-def describe_seeds(records: list[dict]) -> str:
-    """Runs that differ by their seed, in words: "seeds 0, 1, 2: test accuracy 61.51 ± 1.30 % at the end"."""
-    seeds = ", ".join(str(record["config"]["seed"]) for record in records)
-    accuracies = [record["result"]["final_test_accuracy"] for record in records]
-    return f"seeds {seeds}: test accuracy {mean_text(accuracies)} % at the end"
-
-
 def beside_reference(run: dict[str, object]) -> str:
-    """As in " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)"; "" if there is nothing to compare with.
-
-    `run` is what loss.json holds.
-    """
+    """Of what loss.json holds: " (reference: 61.51 ± 1.30 over 3 seeds; the original: 60 %)", say, or ""."""
     try:
         values, original = reference_accuracies(reference_runs(), run), original_accuracy(run["config"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # the run itself is done and saved

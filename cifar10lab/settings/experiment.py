@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,6 @@ from cifar10lab.models.source import HERE, import_source, option_kinds
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, flag_name, number_within
 from cifar10lab.terminal.errors import WrongOption
 
-RESOLUTIONS_HELP = "training images' sizes, as 24,28,32, each for an equal part of the epochs; tested at 32"
-CUTOUT_HELP = "with --augment: side of a square without content; 0: none"
-VALIDATION_HELP = "training images to keep out of training, for choosing the best epoch; 0: the test images choose"
-
 
 def image_sizes(text: str) -> str:
     """ "24, 28,32" -> "24,28,32"; "" for none. ValueError for anything but sizes from 1 to 32 pixels."""
@@ -33,13 +30,8 @@ def image_sizes(text: str) -> str:
     return ",".join(map(str, sizes))
 
 
-def flag(
-    help_text: str, read: Callable[[object], object], default: object = dataclasses.MISSING, **about: object
-) -> dataclasses.Field:
-    """A setting with a flag on the command line, of which `about` is what else argparse is told.
-
-    `read` makes the setting's value of a flag's text or of a value from Python; any error of it says why it can't.
-    """
+def flag(help_text: str, read: Callable, default: object = dataclasses.MISSING, **about: object) -> dataclasses.Field:
+    """A setting with a flag: `read` makes its value of a text or of one from Python; `about` is for argparse."""
     return dataclasses.field(default=default, metadata={"read": read, "flag": {"help": help_text, **about}})
 
 
@@ -70,16 +62,16 @@ class Settings:
     nesterov: bool = choice("Nesterov's momentum, with SGD", False, True, action=argparse.BooleanOptionalAction)
     weight_decay: float = flag("L2 regularisation; as the optimizer defines it", number_within(float, 0, math.inf), 0.0)
     schedule: str = choice("of the learning rate, over the run's epochs", "constant", "cosine", "linear", "one-cycle")
-    resolutions: str = flag(RESOLUTIONS_HELP, image_sizes, "", metavar="PIXELS")
+    resolutions: str = flag("training images' sizes, as 24,28,32; tested at 32", image_sizes, "", metavar="PIXELS")
     label_smoothing: float = flag("part of each label that is shared by all classes", number_within(float, 0, 1), 0.0)
     augment: bool = choice("random crop and horizontal flip", False, True, action=argparse.BooleanOptionalAction)
     crop_padding: int = flag("with --augment: crops are shifted so far", number_within(int, 0, 32), 4, metavar="PIXELS")
     padding_mode: str = choice("with --augment: beyond the image, black or the image mirrored", "constant", "reflect")
     flips: str = choice("with --augment: by chance, or every image in every other epoch", "random", "alternating")
-    cutout: int = flag(CUTOUT_HELP, number_within(int, 0, 64), 0, metavar="PIXELS")
+    cutout: int = flag("with --augment: a blank square's side; 0: none", number_within(int, 0, 64), 0, metavar="PIXELS")
     data_parallel: bool = False  # started without torchrun: nn.DataParallel over all visible GPUs
     seed: int = flag("of the weights, the order of images, and dropout", number_within(int, 0, 2**32), 0)
-    validation_images: int = flag(VALIDATION_HELP, number_within(int, 0, 2**31), 0, metavar="N")
+    validation_images: int = flag("held out, to choose the best epoch by", number_within(int, 0, 2**31), 0, metavar="N")
     device: str = flag("auto, cpu, cuda, cuda:N or mps", device_name, "auto")
     precision: str = choice("auto: bf16 if the model gains from it on this device", "auto", "fp32", "bf16")
     dataset: str = choice("auto: CIFAR-10, or a stand-in where it can't be had", "auto", "cifar10", "synthetic")
@@ -100,8 +92,7 @@ RECORDED = ("lr", "momentum", "weight_decay", "batch_size", "augment", "schedule
 def model_options(model: type[nn.Module], given: Mapping[str, object]) -> dict[str, object]:
     """All arguments of the model's constructor as JSON keeps them: its defaults, updated with those that are given.
 
-    Defaults that JSON can't keep or that are named like a setting, such as `device`, are left out. WrongOption for such
-    ones among the given.
+    Defaults that JSON can't keep or that are named like a setting are left out; WrongOption for such among the given.
     """
     if not hasattr(model, "__name__"):
         raise WrongOption(f"the model can't be a {type(model).__name__}: give its class, or a function that makes it")
@@ -133,10 +124,19 @@ def differences(config: dict[str, object], other: dict[str, object]) -> dict[str
     return {name: value for name, value in config.items() if (value != other[name] if name in other else value)}
 
 
-def describe(config: dict[str, object]) -> str:
-    """{"lr": 0.01, "epochs": 15} -> "lr=0.01,epochs=15"."""
-    texts = {name: str(v).removesuffix(".0") if isinstance(v, float) else v for name, v in config.items()}
-    return ",".join(f"{name}={text}" for name, text in texts.items())
+def run_folder(settings: Settings, stated_settings: Settings | None, dataset: str) -> tuple[Path, str]:
+    """A run's folder, `--output` or modelset/Resnet/lr=0.01,seed=1/, say; and "lr=0.01,seed=1", what differs.
+
+    From the stated settings, by default those of the script beside common.py; UserError if this can't be imported.
+    """
+    script = f"{settings.experiment}.py"
+    if stated_settings is None and os.path.isfile(HERE / script):
+        stated_settings = getattr(import_source(script), "SETTINGS", None)
+    differing = differences(config_of(settings), config_of(stated_settings or settings))
+    texts = [f"{name}={str(v).removesuffix('.0') if isinstance(v, float) else v}" for name, v in differing.items()]
+    name = ",".join(texts if dataset == "cifar10" else [*texts, f"dataset={dataset}"])
+    folder = settings.output or HERE / "modelset" / settings.folder / re.sub(r"[/\\]", "_", name)
+    return folder, ",".join(texts)
 
 
 def checked(settings: Settings) -> Settings:
@@ -153,10 +153,8 @@ def checked(settings: Settings) -> Settings:
             except (AttributeError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
                 raise WrongOption(f"{flag_name(name)} can't be {str(value)!r}: {error}") from error
     settings = dataclasses.replace(settings, **values)
-    if settings.nesterov and not settings.momentum:
-        raise WrongOption("--nesterov needs a --momentum above 0; --no-nesterov does without")
-    if settings.nesterov and settings.optimizer != "sgd":
-        raise WrongOption("--nesterov is of --optimizer sgd; --no-nesterov does without")
+    if settings.nesterov and not (settings.optimizer == "sgd" and settings.momentum):
+        raise WrongOption("--nesterov needs --optimizer sgd and a --momentum above 0; --no-nesterov does without")
     if settings.cutout and not settings.augment:
         raise WrongOption("--cutout needs --augment")
     if settings.epochs < settings.resolutions.count(",") + 1:
@@ -182,14 +180,13 @@ def parse_arguments(stated_settings: Settings, description: str | None) -> list[
             own.add_argument(flag_name(name), **how, help="of the model")
     parser.add_argument("--local-rank", help=argparse.SUPPRESS)  # python -m torch.distributed.launch gives it
     parser.set_defaults(**vars(stated_settings) | options)
-    values = vars(parser.parse_args())
-    del values["local_rank"]
-    seeds = values.pop("seeds", None)
-    settings = checked(Settings(**values | {"options": {name: values.pop(name) for name in options}}))
-    if seeds is None:
+    given = vars(parser.parse_args())
+    values = {name: given[name] for name in FIELDS} | {"options": {name: given[name] for name in options}}
+    settings = checked(Settings(**values))
+    if "seeds" not in given:
         return [settings]
-    output = settings.output
-    return [dataclasses.replace(settings, seed=seed, output=output and output / f"seed={seed}") for seed in seeds]
+    folder = settings.output
+    return [dataclasses.replace(settings, seed=n, output=folder and folder / f"seed={n}") for n in given["seeds"]]
 
 
 def seed_list(text: str) -> list[int]:
@@ -199,13 +196,3 @@ def seed_list(text: str) -> list[int]:
     if not seeds or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of runs, as 3, nor a list of seeds, as 0,3,7")
     return seeds
-
-
-def settings_of_script(experiment: str) -> Settings | None:
-    """The stated settings of the experiment's script; None if there is no such script beside common.py.
-
-    UserError if the script can't be imported.
-    """
-    if not os.path.isfile(HERE / f"{experiment}.py"):
-        return None
-    return getattr(import_source(f"{experiment}.py"), "SETTINGS", None)

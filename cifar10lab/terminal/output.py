@@ -1,12 +1,10 @@
-"""Standard output that never ends a run, whatever becomes of what is behind it; progress; the end by a signal."""
+"""Standard output that never ends a run, whatever becomes of what is behind it; the end by a signal."""
 
 import io
 import os
 import signal
 import sys
 from typing import NoReturn
-
-from tqdm import tqdm
 
 
 class LastingFile(io.FileIO):
@@ -41,9 +39,3 @@ def end_by_signal(number: int) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
     sys.exit(128 + number)
-
-
-def progress_bar(title: str, images: int, done: int, hidden: bool) -> tqdm:
-    """Of an epoch's images, `done` of them so far; it shows where output is a terminal, unless it is hidden."""
-    off = True if hidden else None  # None: tqdm looks whether output is a terminal
-    return tqdm(total=images, initial=done, desc=title, unit=" images", unit_scale=True, leave=False, disable=off)
