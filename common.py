@@ -298,12 +298,14 @@ def train(training: Training, state: State) -> State:
     When a signal arrives, saves the steps so far and raises Interrupted. UserError if a loss is NaN or infinite.
     """
     began = time.perf_counter() - state.total_seconds
-    while state.epoch <= training.settings.epochs:
+    while (epoch := state.epoch) <= training.settings.epochs:
         with contextlib.suppress(Interrupted):  # raised again when the state is saved
             state = train_epoch(training, state)
             state = end_epoch(training, state)
         state = dataclasses.replace(state, total_seconds=time.perf_counter() - began)
         save_state(training, state)
+        if state.epoch > epoch and training.execution.rank == 0:
+            print(describe_epoch(state.history, training.settings.epochs, len(training.data.train_labels)))
         check_signals(training)
     if training.settings.augment:
         _, accuracy = evaluate(training, training.data.test_images, training.data.test_labels, mirrored=True)
@@ -411,7 +413,7 @@ def set_mode(training: Training, train: bool) -> None:
 
 
 def end_epoch(training: Training, state: State) -> State:
-    """Test the model at the epoch's end, and print how it was; returns the state at the beginning of the next one."""
+    """Test the model at the epoch's end; returns the state at the beginning of the next one."""
     check_signals(training)  # one may have ended the epoch early
     data, count, some = training.data, len(training.data.train_labels), evaluated_images(training.data)
     losses = all_reduce(state.losses)
@@ -426,8 +428,6 @@ def end_epoch(training: Training, state: State) -> State:
             row[f"{part}_loss"], row[f"{part}_accuracy"] = evaluate(training, images, labels)
             check_finite(torch.tensor(row[f"{part}_loss"]), state.epoch, state.step - 1)
     row |= {"learning_rate": learning_rate(training.settings, state.epoch), "seconds": state.seconds}
-    if training.execution.rank == 0:
-        print(describe_epoch(row, training.settings.epochs, count))
     history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
     steps = finer_losses(state.steps, losses.numpy(), state.epoch, training.settings.batch_size, count)
     is_best = best_epoch(history)[0] == state.epoch

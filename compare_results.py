@@ -38,7 +38,7 @@ def print_table(runs: pd.DataFrame, epochs_to: float | None, baseline: pd.DataFr
     note = f"best: per cent, chosen on {best} images; gap: training less test accuracy, in points; ±: over the seeds"
     lines = [note, *notes(runs)]
     rows = [row for _, row in runs.groupby("row")]
-    if baseline is not None and baseline.index[0] in runs.index:
+    if baseline is not None:
         lines.append(f"differences: to {runs['name'][baseline.index[0]]}, in points. {INTERVAL}")
     elif len(rows) == 2 and runs["epochs_trained"].all():
         lines.append(difference_line(*rows))
@@ -98,7 +98,8 @@ def main() -> None:
         data = runs.groupby(["dataset", "train_images", "test_images"], sort=False)
         for number, ((dataset, images, _), some) in enumerate(data):
             some, name = with_names(some), f"comparison-{dataset}-{images}" if number else "comparison"
-            print_table(some, arguments.epochs_to, baseline)
+            has_baseline = baseline is not None and baseline.index[0] in some.index
+            print_table(some, arguments.epochs_to, baseline if has_baseline else None)
             if some["epochs_trained"].any():
                 write(arguments.output / f"{name}.png", draw_comparison(some, arguments.over))
                 write(arguments.output / f"{name}.html", comparison_page(some))

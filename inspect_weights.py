@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
 from cifar10lab.files.pictures import default_style, png, write_picture
-from cifar10lab.files.writing import expanded
+from cifar10lab.files.writing import expanded, printable
 from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
 from cifar10lab.inspection.photos import draw_classified, load_test_arrays, read_photo
 from cifar10lab.inspection.weights import read_weights
@@ -55,11 +55,6 @@ def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> None:
     """`write_picture`, and print the path if it was written."""
     if write_picture(path, draw, *arguments):
         print(f"wrote {path}")
-
-
-def printable(path: Path) -> str:
-    """A path as it can be printed and drawn, whatever bytes it has."""
-    return str(path).encode(errors="replace").decode()
 
 
 def print_table(lines: list[list[str]]) -> None:

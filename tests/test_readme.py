@@ -54,7 +54,7 @@ def test_the_table_has_the_committed_runs_figures(readme: str, throughput: dict)
 def test_what_a_run_prints_is_shown_as_it_prints_it(readme: str) -> None:
     record, text = json.loads(read("modelset/reference/original_version_model/loss.json")), read(readme)
     history, images = record["history"], record["dataset"]["train_images"]
-    first = {name: values[0] for name, values in history.items()}
+    first = {name: values[:1] for name, values in history.items()}
     assert f"\n{describe_epoch(first, len(history['epoch']), images)}\n" in text
     assert f"\n{describe_result(record['result'])}{reference.beside_reference(record)}\n" in text
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cifar10lab.files.writing import printable
 from cifar10lab.results.reference import AUGMENTATION, NOT_COMPARED, REFERENCE, UNRECORDED, recorded, row_key
 from cifar10lab.terminal.errors import UserError
 
@@ -23,6 +24,7 @@ TELL_APART = (("reference", "unfinished", "experiment", "precision", "device", "
 def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
     """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
     configs = runs["record"].sort_index().map(lambda run: run["config"] | UNRECORDED | run["config"])
+    configs = configs.map(lambda config: {name: "None" if value is None else value for name, value in config.items()})
     settings = pd.DataFrame([*configs], configs.index, dtype=object).loc[runs.index]
     hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
     settings = settings.drop(columns=hidden, errors="ignore")
@@ -51,8 +53,8 @@ def with_names(runs: pd.DataFrame) -> pd.DataFrame:
             if len(most) > 1 or unusual.sum() * 2 > len(same):
                 unusual = column.map(bool)
             names = named(names, setting, column[unusual])
-    files = runs["file"].map(lambda file: str(without_seed(Path(file).absolute()).parent))
-    folders = files.groupby(runs["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
+    parts = runs["file"].map(lambda file: without_seed(Path(file).absolute()).parent.parts[1:])  # without a drive
+    folders = parts.map(os.sep.join).groupby(runs["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
     folders = folders.map(functools.partial(os.path.relpath, start=os.path.commonpath([*folders])))
     first = runs.groupby("row").first().assign(folder=folders)
     for kinds in TELL_APART:
@@ -114,7 +116,7 @@ def without_seed(path: Path) -> Path:
 
 
 def find_runs(paths: list[Path]) -> list[Path]:
-    """The loss.json, or a newer checkpoint.pth, of each run in these folders and theirs, and files as named.
+    """Each loss.json and checkpoint.pth in these folders and theirs, and files as named.
 
     Links are followed, and each run is found once. UserError for a path that doesn't exist.
     """
@@ -128,9 +130,9 @@ def find_runs(paths: list[Path]) -> list[Path]:
             real = os.path.realpath(folder)
             if real in visited:  # or a link to a folder above would have no end
                 subfolders.clear()
-            elif files := [file for name in FILES if (file := Path(folder, name)).is_file()]:
-                newest = max(files, key=lambda file: file.stat().st_mtime)  # a run that ends removes its checkpoint
-                found.setdefault(newest.resolve(), newest)
+            else:
+                files = [file for name in FILES if (file := Path(folder, name)).is_file()]
+                found |= {file.resolve(): file for file in files if file.resolve() not in found}
             visited.add(real)
             subfolders.sort()
     return list(found.values())
@@ -150,12 +152,14 @@ def read_run(path: Path) -> dict[str, object]:
             raise ValueError("it has no epochs, or other things than finite numbers in its columns")
         config, dataset, result, key = run["config"], run["dataset"], run.get("result", {}), row_key(run)
         row = {"experiment": str(run["experiment"]), "seed": int(config["seed"])}
-        row |= {"file": str(path), "folder": str(path.parent), "reference": REFERENCE in path.resolve().parents}
+        row |= {"file": printable(path), "folder": printable(path.parent)}
+        row |= {"reference": REFERENCE in path.resolve().parents}
         row |= {"dataset": str(dataset["name"]), "source": dataset["source"], "images": dataset.get("checksum", "")}
         row |= {name: int(dataset[name]) for name in ("train_images", "test_images")}
         row |= {name: key[name] for name in ("unfinished", "precision", "device", "processes")}
-        row |= {"model_code": recorded(run, "code", "model_code"), "commit": recorded(run, "code", "commit")[:7]}
-        row |= {"changes": recorded(run, "code", "changed"), "machine": machine_text(run)}
+        row |= {"model_code": recorded(run, "code", "model_code"), "changes": recorded(run, "code", "changed")}
+        commit = re.sub(r"(\w{7})\w{33}", r"\1", recorded(run, "code", "commit"))
+        row |= {"commit": commit, "machine": machine_text(run)}
         row |= {name: recorded(run, "environment", name) for name in ("torch", "threads")}
         chosen_on = "validation" if "validation_accuracy" in history else "test"
         row |= {"epochs_trained": len(history), "train_seconds": history["seconds"].sum(), "best_chosen_on": chosen_on}
@@ -165,7 +169,7 @@ def read_run(path: Path) -> dict[str, object]:
         row |= {"gap": last["train_accuracy"] - last["test_accuracy"]}
         row |= {"best_test_accuracy": best["test_accuracy"], "best_epoch": best["epoch"]}
         row |= {name: float(result.get(name) or math.nan) for name in RESULTS}
-        return row | {"record": run, "key": json.dumps([row["reference"], key])}
+        return row | {"record": run, "key": json.dumps([row["reference"], result.get("parameters"), key])}
     except (OSError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no run of these scripts ({type(error).__name__}: {error})") from error
 

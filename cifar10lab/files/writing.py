@@ -20,6 +20,11 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def printable(path: Path) -> str:
+    """A path as it can be printed and drawn, whatever bytes it has."""
+    return str(path).encode(errors="replace").decode()
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open.
 

@@ -30,8 +30,9 @@ def best_epoch(history: dict[str, list[float]]) -> tuple[int, str]:
     return history["epoch"][int(np.argmax(history[f"{images}_accuracy"]))], images
 
 
-def describe_epoch(row: dict[str, float], epochs: int, images: int) -> str:
-    """An ended epoch on one line: `row` is its part of the history, `images` is how many it trained on."""
+def describe_epoch(history: dict[str, list[float]], epochs: int, images: int) -> str:
+    """The history's last epoch on one line; `images` is how many it trained on."""
+    row = {name: values[-1] for name, values in history.items()}
     validation = f"  validation accuracy {row['validation_accuracy']:.2f} %" if "validation_accuracy" in row else ""
     return (
         f"epoch {row['epoch']:3}/{epochs}  train loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}  "

@@ -88,7 +88,7 @@ def reference_accuracies(runs: dict[Path, dict], run: dict) -> list[float]:
     key, code, accuracies = row_key(run), recorded(run, "code", "model_code"), {}
     for other in runs.values():
         matches = not code or recorded(other, "code", "model_code") in ("", code)  # "": not recorded
-        if matches and row_key(other) == key:
+        if matches and row_key(other) == key and other["result"]["parameters"] == run["result"]["parameters"]:
             accuracies.setdefault(other["config"]["seed"], other["result"]["final_test_accuracy"])
     return list(accuracies.values())
 

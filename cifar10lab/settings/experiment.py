@@ -186,7 +186,8 @@ def parse_arguments(stated_settings: Settings, description: str | None) -> list[
     if "seeds" not in given:
         return [settings]
     folder = settings.output
-    return [dataclasses.replace(settings, seed=n, output=folder and folder / f"seed={n}") for n in given["seeds"]]
+    changes = [{"seed": seed, "output": folder and folder / f"seed={seed}"} for seed in given["seeds"]]
+    return [checked(dataclasses.replace(settings, **change)) for change in changes]
 
 
 def seed_list(text: str) -> list[int]:
