@@ -1,8 +1,10 @@
 """Several runs of one experiment: seeds as one command, and runs of other code in one folder."""
 
+import functools
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import common
@@ -83,11 +85,12 @@ def test_the_commit_and_what_has_changed_since_are_recorded(monkeypatch: pytest.
         names = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(("git", *names, *words), cwd=copied, check=True, capture_output=True, text=True).stdout
 
-    def record() -> dict:
-        return code.code_record.__wrapped__(SETTINGS.experiment, SETTINGS.model)  # as another process would
+    def record(of: Callable = code.code_record.__wrapped__) -> dict:  # as another process would make it
+        return of(SETTINGS.experiment, SETTINGS.model)
 
     monkeypatch.setattr(code, "HERE", copied)
-    before = code.code_record(SETTINGS.experiment, SETTINGS.model)
+    kept = functools.cache(code.code_record.__wrapped__)
+    before = record(kept)
     assert (before["commit"], before["changed"]) == (None, None) and len(before["model_code"]) == 12
     git("init", "-q")
     assert record() == before, "somebody else's repository"
@@ -101,4 +104,4 @@ def test_the_commit_and_what_has_changed_since_are_recorded(monkeypatch: pytest.
     assert once and record()["changed"] not in (once, False)
     change(copied / "original_version_model.py", "lr=0.001", "lr=0.002")
     assert record()["model_code"] != before["model_code"]
-    assert code.code_record(SETTINGS.experiment, SETTINGS.model) == before, "this process still runs the first code"
+    assert record(kept) == before, "this process still runs the first code"
