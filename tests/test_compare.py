@@ -191,6 +191,13 @@ def test_two_runs_are_two_rows_named_by_what_differs(tmp_path: Path, what: str) 
     assert [name.replace("/run0", "") for name in names] == [f"LeNet, {first}", f"LeNet, {second}"]
 
 
+def test_seeds_of_different_networks_are_no_row(tables) -> None:
+    runs = [invented(LENET, seed=0, level=0), invented(LENET, seed=1, level=None), invented(LENET, seed=2, level=0)]
+    runs[2]["result"]["parameters"] = 7
+    names = sorted(row["run"] for row in rows_of(tables(*runs)))
+    assert names == ["LeNet, folder run0", "LeNet, folder run2", "LeNet, level None"]
+
+
 def test_seeds_of_one_model_are_a_row_and_a_note_says_what_else_differs(tables) -> None:
     commits = ("1", "1", "2", "2")  # a docstring was edited
     runs = [invented(LENET, seed=n, model_code="aaa", commit=commit * 40) for n, commit in enumerate(commits)]
@@ -484,6 +491,8 @@ def test_columns_of_differences_to_a_baseline(compare, tmp_path: Path, monkeypat
     assert re.search(r"^LeNet, dropout 0.5 .* -11.33 +1 and 3 seeds ", out, re.MULTILINE), out
     assert "differences: to LeNet, in points. ±: 95 % confidence interval" in " ".join(out.split())
     assert "is of 2 rows" in compare(plain, "--against", others).err
+    elsewhere = put(tmp_path / "elsewhere", invented(LENET, 20, train_images=200))
+    assert "difference" not in compare(elsewhere, "--against", plain).out, "other images"
 
 
 # --- The four conclusions, on invented runs
