@@ -492,7 +492,7 @@ def test_columns_of_differences_to_a_baseline(compare, tmp_path: Path, monkeypat
     assert "differences: to LeNet, in points. ±: 95 % confidence interval" in " ".join(out.split())
     assert "is of 2 rows" in compare(plain, "--against", others).err
     elsewhere = put(tmp_path / "elsewhere", invented(LENET, 20, train_images=200))
-    assert "difference" not in compare(elsewhere, "--against", plain).out, "other images"
+    assert "accuracy difference" not in compare(elsewhere, "--against", plain).out, "other images"
 
 
 # --- The four conclusions, on invented runs
