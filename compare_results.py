@@ -20,6 +20,7 @@ from cifar10lab.comparison.curves import comparison_page, draw_comparison
 from cifar10lab.comparison.differences import INTERVAL, difference_line
 from cifar10lab.comparison.runs import find_runs, read_runs, settings_of, with_names
 from cifar10lab.comparison.table import common_settings, notes, table_rows, text_table
+from cifar10lab.files.pictures import png
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.results.reference import MODELSET, REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -82,7 +83,7 @@ def main() -> None:
 
             runs = read_runs([REFERENCE])
             write(REFERENCE / "README.md", page(runs).encode())
-            write(REFERENCE / "results.png", draw_results(runs))
+            write(REFERENCE / "results.png", png(draw_results, runs))
             return
         paths = arguments.paths
         if not paths and MODELSET.is_dir():
@@ -101,7 +102,7 @@ def main() -> None:
             has_baseline = baseline is not None and baseline.index[0] in some.index
             print_table(some, arguments.epochs_to, baseline if has_baseline else None)
             if some["epochs_trained"].any():
-                write(arguments.output / f"{name}.png", draw_comparison(some, arguments.over))
+                write(arguments.output / f"{name}.png", png(draw_comparison, some, arguments.over))
                 write(arguments.output / f"{name}.html", comparison_page(some))
     except (OSError, UserError) as error:
         sys.exit(f"error: {error}")

@@ -30,7 +30,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
-from cifar10lab.files.pictures import default_style, png, write_picture
+from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.writing import expanded, printable
 from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
 from cifar10lab.inspection.photos import draw_classified, load_test_arrays, read_photo
@@ -51,7 +51,7 @@ def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weights[name].double() for name in trained}
 
 
-def picture(path: Path, draw: Callable[..., bytes], *arguments: object) -> None:
+def picture(path: Path, draw: Callable[..., None], *arguments: object) -> None:
     """`write_picture`, and print the path if it was written."""
     if write_picture(path, draw, *arguments):
         print(f"wrote {path}")
@@ -96,16 +96,14 @@ def compare(first: dict[str, Tensor], arguments: argparse.Namespace, folder: Pat
     picture(folder / f"weights-against-{name}.png", draw_weights, [first, second], names)
 
 
-@default_style()
-def draw_weights(sets: list[dict[str, Tensor]], names: list[str]) -> bytes:
+def draw_weights(figure: object, sets: list[dict[str, Tensor]], names: list[str]) -> None:
     """The first convolution's filters as RGB tiles, and bars for the root mean square of each layer's weights."""
-    from matplotlib.figure import Figure
     from torchvision.utils import make_grid
 
     first = sets[0]
     layers = [name for name, tensor in first.items() if tensor.ndim > 1] or list(first)
     filters = next((t for t in first.values() if t.ndim == 4 and t.shape[1] == 3), None)
-    figure = Figure(figsize=(11, 2 + 0.24 * max(8, len(layers))), layout="constrained")
+    figure.set(size_inches=(11, 2 + 0.24 * max(8, len(layers))), dpi=110)
     axes = figure.subplots(1, 1 if filters is None else 2, squeeze=False)[0]
     left, right = axes[0], axes[-1]
     if filters is not None:
@@ -124,7 +122,6 @@ def draw_weights(sets: list[dict[str, Tensor]], names: list[str]) -> bytes:
     if len(sets) > 1:
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(" against ".join(names), fontsize=11)
-    return png(figure, 110)
 
 
 def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
@@ -133,13 +130,10 @@ def logits_of(model: TrainedModel, images: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in images.split(250)]).float()
 
 
-@default_style()
-def draw_confusion(matrix: Tensor, accuracy: float, name: str) -> bytes:
+def draw_confusion(figure: object, matrix: Tensor, accuracy: float, name: str) -> None:
     """The confusion matrix, int64 (10, 10), row the true class, in % of this class, as a PNG file; accuracy in %."""
-    from matplotlib.figure import Figure
-
     share = 100 * matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure.set(size_inches=(9, 8), dpi=90)
     axes = figure.subplots()
     image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(share.numpy()):
@@ -149,25 +143,20 @@ def draw_confusion(matrix: Tensor, accuracy: float, name: str) -> bytes:
     axes.set_yticks(range(10), CLASSES)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"{name}: test accuracy {accuracy:.2f} %")
     figure.colorbar(image, label="% of the true class's images", shrink=0.8)
-    return png(figure, 90)
 
 
-@default_style()
-def draw_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> bytes:
+def draw_mistakes(figure: object, images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> None:
     """The wrongly classified images that the model was surest about."""
-    from matplotlib.figure import Figure
-
     confidence, predictions = probabilities.max(1)
     wrong = (predictions != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:32]
-    figure = Figure(figsize=(13, 8.6), layout="constrained")
+    figure.set(size_inches=(13, 8.6), dpi=90)
     places = figure.subplots(4, 8, subplot_kw={"frame_on": False, "xticks": [], "yticks": []}).flat
     for k, axes in zip(worst.tolist(), places, strict=False):
         axes.imshow(images[k].permute(1, 2, 0).numpy())
         true, predicted = CLASSES[labels[k]], CLASSES[predictions[k]]
         axes.set_title(f"true: {true}\npredicted: {predicted}\n({100 * confidence[k]:.1f} % sure)", fontsize=8)
     figure.suptitle(f"{name}: the most confident {len(worst)} of {len(wrong)} mistakes in {len(labels)} test images")
-    return png(figure, 90)
 
 
 def evaluate(model: TrainedModel, data: Data, path: Path, folder: Path) -> None:

@@ -48,7 +48,7 @@ import original_version_model_multigpu
 import resnet_model
 from cifar10lab.devices.execution import Execution, choose_precision, process_settings, processor_name
 from cifar10lab.devices.processes import from_rank_0, join_processes, leave_processes
-from cifar10lab.files.pictures import default_style, png
+from cifar10lab.files.pictures import png
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -293,13 +293,11 @@ def print_record(record: dict) -> None:
     print(tabulate(predicted, "keys", "github", ".3g"))
 
 
-@default_style()
-def draw(record: dict) -> bytes:
+def draw(figure: object, record: dict) -> None:
     """`scaling.png`: speed-up over devices, and what a step's time goes to."""
-    from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
     from matplotlib.ticker import ScalarFormatter
 
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    figure.set(size_inches=(11, 5.2), dpi=110)
     left, right = figure.subplots(1, 2)
     counts = record["cases"][0]["predicted"][0]["devices"]
     for case, colour, marker in zip(record["cases"], COLOURS, "osD^v", strict=True):
@@ -318,7 +316,6 @@ def draw(record: dict) -> bytes:
     left.legend(fontsize=8.5)
     draw_steps(right, record)
     figure.suptitle(f"{record['device']}, {record['count']} {record['devices']}, torch {record['torch']}", fontsize=11)
-    return png(figure, 110)
 
 
 def draw_steps(axes: object, record: dict) -> None:
@@ -360,7 +357,7 @@ def main() -> None:
         print_record(record)
         if arguments.save:
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())
-            write_file(arguments.save / "scaling.png", draw(record))
+            write_file(arguments.save / "scaling.png", png(draw, record))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -21,6 +21,7 @@ from cifar10lab.comparison.conclusions import LENET as LENET_50
 from cifar10lab.comparison.conclusions import RESNET as RESNET_18
 from cifar10lab.comparison.differences import difference, time_ratio
 from cifar10lab.comparison.runs import read_runs
+from cifar10lab.files.pictures import png
 from cifar10lab.files.tensors import write_torch
 from cifar10lab.results import reference
 from cifar10lab.settings.experiment import config_of
@@ -420,7 +421,7 @@ def test_damaged_files_are_named_in_a_line_each_and_the_rest_compared(compare, t
 def test_two_runs_lie_over_each_other_in_the_picture_and_on_the_page(tables, figures) -> None:
     runs, labels = tables(*three(LENET, 65), invented(DROPOUT, best=62)), ["65.00 %  LeNet (3 seeds)"]
     labels.append("62.00 %  LeNet, dropout 0.5")  # the best first
-    curves.draw_comparison(runs)
+    png(curves.draw_comparison, runs)
     figure = figures[-1]
     losses, accuracies = ({line.get_label(): line for line in axes.lines} for axes in figure.axes)
     assert list(losses) == [f"LeNet{d}, {k}" for d in (", dropout 0.5", "") for k in ("train", "test")]
@@ -431,7 +432,7 @@ def test_two_runs_lie_over_each_other_in_the_picture_and_on_the_page(tables, fig
     assert len(figure.axes[0].collections) == 2, "a band for the run of three seeds, for training and for test"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
     assert figure.get_size_inches()[0] * curves.DPI == 1660
-    curves.draw_comparison(runs, "seconds")
+    png(curves.draw_comparison, runs, "seconds")
     (*_, test) = figures[-1].axes[1].lines  # the best is drawn last
     assert list(test.get_xdata()) == [10, 20, 30, 40, 50]
 
@@ -444,7 +445,7 @@ def test_two_runs_lie_over_each_other_in_the_picture_and_on_the_page(tables, fig
 
 
 def test_of_many_runs_the_eight_best_are_coloured(tables, figures) -> None:
-    curves.draw_comparison(tables(*(invented(LENET, best=40 + i, lr=0.1 + i) for i in range(12))))
+    png(curves.draw_comparison, tables(*(invented(LENET, best=40 + i, lr=0.1 + i) for i in range(12))))
     figure = figures[-1]
     tests = [line for line in figure.axes[1].lines if line.get_label().endswith("test")]
     grey = [line for line in tests if line.get_color() == curves.GREY]
@@ -568,7 +569,7 @@ def test_the_reference_picture(named, figures) -> None:
     names = (LENET_50, "LeNet, 200 epochs", "LeNet + L2, 200 epochs", "LeNet + dropout, 200 epochs", RESNET_18)
     runs = [three(LENET, 65, epochs=50), three(LENET, 62, gap=38), [invented(L2, 62, 38)], [invented(DROPOUT, 66, 14)]]
     runs.append([invented(RESNET, 91, epochs=25, device="H100")])
-    conclusions.draw_results(named(dict(zip(names, runs, strict=True)))[0])
+    png(conclusions.draw_results, named(dict(zip(names, runs, strict=True)))[0])
     left, right = figures[-1].axes
     assert [label.get_text() for label in left.get_yticklabels()] == [LENET_50, f"{RESNET_18}\nH100"]
     assert [list(line.get_xdata()) for line in left.lines] == [[64.5, 65, 65.5], [64.99], [91], [89.56]]

@@ -12,17 +12,23 @@ import torch
 from conftest import ROOT, run_command
 from matplotlib.font_manager import fontManager
 
-from cifar10lab.files.pictures import FONTS, write_picture
+from cifar10lab.files.pictures import FONTS, png, write_picture
 from cifar10lab.results.history import draw_losses
 
 RECORD = json.loads((ROOT / "modelset/reference/original_version_model/loss.json").read_text())
 
 
 def test_settings_of_the_user_change_no_picture_and_stay() -> None:
-    plain, theirs = draw_losses(RECORD, ""), {"text.usetex": True, "font.family": ["No Such Font"], "font.size": 30.0}
-    theirs |= {"axes.facecolor": "black", "axes.spines.top": False, "savefig.bbox": "tight", "savefig.dpi": 20.0}
+    plain, theirs = png(draw_losses, RECORD, ""), {"text.usetex": True, "font.family": ["No Such Font"]}
+    theirs |= {
+        "font.size": 30.0,
+        "axes.facecolor": "black",
+        "axes.spines.top": False,
+        "savefig.bbox": "tight",
+        "savefig.dpi": 20.0,
+    }
     with matplotlib.rc_context(theirs):
-        assert draw_losses(RECORD, "") == plain
+        assert png(draw_losses, RECORD, "") == plain
         assert {name: matplotlib.rcParams[name] for name in theirs} == theirs
 
 
@@ -35,7 +41,7 @@ def test_a_matplotlibrc_of_the_user_stops_no_script(reference, tmp_path: Path) -
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path: Path, capfd) -> None:
-    assert not write_picture(tmp_path / "loss.png", exec, "raise RuntimeError('no\\nroom')")
+    assert not write_picture(tmp_path / "loss.png", lambda _: exec("raise RuntimeError('no\\nroom')"))
     assert capfd.readouterr().err == f"warning: {tmp_path / 'loss.png'} can't be drawn: RuntimeError: no room\n"
 
 
@@ -49,12 +55,12 @@ def test_a_dollar_sign_is_one(tmp_path: Path, inspect) -> None:
 
 def test_signs_that_no_font_has_are_said_once_and_others_are_drawn(capfd, recwarn, monkeypatch) -> None:
     record = RECORD | {"experiment": "\ue000 \ue000"}  # private: of matplotlib's own fonts, one has it
-    boxes, err = draw_losses(record, ""), capfd.readouterr().err
+    boxes, err = png(draw_losses, record, ""), capfd.readouterr().err
     assert err.startswith("warning: Glyph") and err.count("missing from") == 1 == err.count("\n"), err
     assert not recwarn.list
     (theirs,) = (font for font in fontManager.ttflist if Path(font.fname).name == "STIXNonUni.ttf")
     monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, dataclasses.replace(theirs, name=FONTS[1])])
-    assert draw_losses(record, "") != boxes
+    assert png(draw_losses, record, "") != boxes
     assert capfd.readouterr().err == ""
 
 

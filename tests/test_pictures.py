@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cifar10lab.data.loading import CLASSES, load_cifar10
+from cifar10lab.files.pictures import png
 from cifar10lab.results.history import draw_losses
 from original_version_model import SETTINGS
 
@@ -68,7 +69,7 @@ def test_the_losses_of_a_run(figures, data_dir: Path, tmp_path: Path) -> None:
     assert title.startswith("original_version_model: ")
     assert f"{record['result']['final_test_accuracy']:.2f} % at the end" in title
     assert set(settings.split(", ")) == {f"{name}={value}" for name, value in changes.items()}, "not the stated ones"
-    draw_losses(record | {"dataset": record["dataset"] | {"name": "synthetic"}}, "")
+    png(draw_losses, record | {"dataset": record["dataset"] | {"name": "synthetic"}}, "")
     assert figures[1].get_suptitle().startswith("original_version_model on SYNTHETIC data, not CIFAR-10: ")
 
 

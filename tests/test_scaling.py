@@ -59,7 +59,7 @@ def test_latency_and_bandwidth_come_from_two_sizes(scaling) -> None:
 def test_the_committed_figures_are_whole_and_drawn(scaling, figures) -> None:
     record = json.loads((ROOT / "benchmarks" / "scaling.json").read_text())
     assert [case["batch_size"] for case in record["cases"]] == [*itertools.chain(*scaling.BATCH_SIZES.values())]
-    assert scaling.draw(record).startswith(b"\x89PNG")
+    assert scaling.png(scaling.draw, record).startswith(b"\x89PNG")
     speedups, steps = figures[0].axes
     lines, rows = [[*map(list, line.get_data())] for line in speedups.lines], []
     for case in record["cases"]:

@@ -7,13 +7,11 @@ from pathlib import Path
 from statistics import median
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cifar10lab.comparison.curves import COLOURS, DPI, WIDTH
 from cifar10lab.comparison.differences import INTERVAL, difference
 from cifar10lab.comparison.runs import first_reached, values, without_seed
 from cifar10lab.comparison.table import notes, span, table_rows
-from cifar10lab.files.pictures import default_style, png
 from cifar10lab.results.reference import mean_text, original_run
 
 NOTE = """Written by `python compare_results.py --conclusions`: don't edit. Images: an image-folder copy of CIFAR-10,
@@ -140,10 +138,10 @@ def combined(verdicts: list[str]) -> str:
     return next((one for one in (UNDECIDED, CONTRADICTED) if one in judged), OPEN)
 
 
-@default_style()
-def draw_results(runs: pd.DataFrame) -> bytes:
+def draw_results(figure: object, runs: pd.DataFrame) -> None:
     """Left, scripts' test accuracies at the end, a dot a seed; right, mean training and test accuracy of LeNets."""
-    figure, rows = Figure(figsize=(WIDTH, 4.5), layout="constrained"), named_rows(runs)
+    rows = named_rows(runs)
+    figure.set(size_inches=(WIDTH, 4.5), dpi=DPI)
     left, right = figure.subplots(1, 2, width_ratios=[5, 4])
     scripts = [name for name in list(NAMED)[:6] if len(rows[name])]
     for place, name in enumerate(scripts):
@@ -164,4 +162,3 @@ def draw_results(runs: pd.DataFrame) -> bytes:
     right.set_xticks(range(3), [f"{name}\ngap {row['gap'].mean():.0f}" for name, row in lenets.items()])
     right.set(ylim=(0, 118), ylabel="mean accuracy after the last epoch (%)", title="LeNet, 200 epochs")
     right.legend(["training", "test"], ncols=2)
-    return png(figure, DPI)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from cifar10lab.comparison.runs import epochs_of, settings_of
-from cifar10lab.files.pictures import default_style, png
 
 WIDTH, DPI = 10, 166  # inches: for sharp screens twice the 830 pixels that code hosts give a picture on a page
 # Okabe and Ito's, with a darker yellow: colour-blind readers can tell them apart (https://jfly.uni-koeln.de/color/).
@@ -55,14 +54,12 @@ def stand_in(runs: pd.DataFrame) -> str:
     return "" if name == "cifar10" else f"{name.upper()} data, not CIFAR-10; "
 
 
-@default_style()
-def draw_comparison(runs: pd.DataFrame, over: str = "epochs") -> bytes:
+def draw_comparison(figure: object, runs: pd.DataFrame, over: str = "epochs") -> None:
     """Loss and accuracy over "epochs" or "seconds": test full, training pale, seeds as a mean with a band."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     curves = curves_of(runs)
-    figure = Figure(figsize=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), layout="constrained")
+    figure.set(size_inches=(WIDTH, 4.6 + 0.2 * len(curves[: len(COLOURS) + 2])), dpi=DPI)
     loss, accuracy = figure.subplots(1, 2)
     colours = [*COLOURS, *[GREY] * len(curves)][: len(curves)]
     for curve, colour in reversed([*zip(curves, colours, strict=True)]):  # the best on top
@@ -95,7 +92,6 @@ def draw_comparison(runs: pd.DataFrame, over: str = "epochs") -> bytes:
         labels.append(f"{len(curves) - len(labels)} more with a lower test accuracy at the end")
     style = {"title": "test accuracy at the end", "fontsize": 9.5, "frameon": False, "alignment": "left"}
     figure.legend(lines, labels, loc="outside lower center", **style)
-    return png(figure, DPI)
 
 
 def comparison_page(runs: pd.DataFrame) -> bytes:

@@ -8,7 +8,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cifar10lab.data.loading import CLASSES, NO_IMAGES, NO_LABELS, Data, data_of, images_and_labels, readable
-from cifar10lab.files.pictures import default_style, png
 from cifar10lab.terminal.errors import UserError
 
 DRAWN_PIXELS = 400  # of a drawn picture's longer side, at most
@@ -59,12 +58,11 @@ def on_white(image: Image.Image) -> Image.Image:
     return ground.convert("RGB")
 
 
-@default_style()
-def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> bytes:
+def draw_classified(
+    figure: object, names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor
+) -> None:
     """A row per picture, as `read_photo` gives it: itself, its 32x32 pixels, and its probabilities, float32 (N, 10)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.2, 2.6 * len(names) + 0.4), layout="constrained")
+    figure.set(size_inches=(9.2, 2.6 * len(names) + 0.4), dpi=90)
     grid = figure.subplots(len(names), 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
     for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=True):
         for axes, picture in zip((left, middle), pictures, strict=True):
@@ -80,4 +78,3 @@ def draw_classified(names: list[str], photos: list[tuple[np.ndarray, np.ndarray]
         right.tick_params(labelsize=9)
         right.set_title("probability (%)", fontsize=10)
         right.spines[["top", "right"]].set_visible(False)
-    return png(figure, 90)

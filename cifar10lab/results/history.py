@@ -4,8 +4,6 @@ import textwrap
 
 import numpy as np
 
-from cifar10lab.files.pictures import default_style, png
-
 HISTORY = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "seconds")
 # As Okabe and Ito chose them, so that colour-blind readers can tell them apart.
 LINES = {"train": ("--", "#D55E00"), "test": ("-", "#0072B2"), "validation": (":", "#000000")}
@@ -51,13 +49,10 @@ def describe_result(result: dict) -> str:
     return f"{end}, {best:.2f} % at best (epoch {epoch})"
 
 
-@default_style()
-def draw_losses(run: dict, changed: str) -> bytes:
+def draw_losses(figure: object, run: dict, changed: str) -> None:
     """`loss.png` of what `loss.json` holds; `changed` names what differs from the stated settings, as "epochs=50"."""
-    from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
-
     history = run["history"]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure.set(size_inches=(11, 4.5), dpi=110)
     left, right = figure.subplots(1, 2)
     smoothed = " (with label smoothing)" if run["config"]["label_smoothing"] else ""
     labels = {"train_loss": f"training{smoothed}", "train_accuracy": "training"}
@@ -78,4 +73,3 @@ def draw_losses(run: dict, changed: str) -> bytes:
     title = f"{run['experiment']}{stand_in}: {describe_result(run['result'])}"
     settings = textwrap.fill(changed.replace(",", ", ") or "the stated settings", 120)
     figure.suptitle(f"{title}\n{settings}", fontsize=10)
-    return png(figure, 110)
