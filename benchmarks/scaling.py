@@ -13,21 +13,22 @@ share + 2(n - 1) * (exchanges * latency + gradient bytes / n / bandwidth), where
 all-reduce and two for each BatchNorm. Measure while nothing else runs. --save writes scaling.json and scaling.png.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
 import signal
 import socket
-import statistics
 import sys
 import threading
 import time
-from collections import defaultdict
-from multiprocessing.queues import SimpleQueue
+import timeit
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,6 +37,7 @@ import common
 
 # isort: split
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
@@ -47,7 +49,7 @@ from tqdm import tqdm
 import original_version_model_multigpu
 import resnet_model
 from cifar10lab.devices.execution import Execution, choose_precision, device_settings, processor_name
-from cifar10lab.devices.processes import from_rank_0, join_processes, leave_processes
+from cifar10lab.devices.processes import all_reduce, from_rank_0, join_processes, leave_processes
 from cifar10lab.files.pictures import default_style, png
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
@@ -97,23 +99,7 @@ def cpu_cores() -> list[int]:
     return list(cores.values())
 
 
-def device_counts() -> list[int]:
-    """1, 2, 4, … and all of this machine's devices."""
-    most = torch.cuda.device_count() or len(cpu_cores())
-    return sorted({most, *(2**i for i in range(most.bit_length()))})
-
-
-def predicted_counts(counts: list[int]) -> list[int]:
-    """The numbers of devices that are predicted: PREDICTED, and those measured."""
-    return sorted({*PREDICTED, *counts})
-
-
-def share_size(batch_size: int, devices: int) -> int:
-    """The images of the largest share."""
-    return -(-batch_size // devices)
-
-
-def work(rank: int, processes: int, counts: list[int], width: int, seconds: float, results: SimpleQueue) -> None:
+def work(rank: int, processes: int, counts: list[int], width: int, seconds: float, results: Connection) -> None:
     """Measure, in each of the processes, the steps of the shares of `counts` devices, and what all of them train.
 
     Rank 0 puts the seconds of each Key into `results`.
@@ -128,15 +114,14 @@ def work(rank: int, processes: int, counts: list[int], width: int, seconds: floa
         os.sched_setaffinity(0, {cpu_cores()[rank]})
     alone = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none")
     cases, times = stated_cases(width), {}
-    shares = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
+    shares = {(case.model.__name__, math.ceil(case.batch_size / n)): case for case in cases for n in counts}
     with device_settings(alone.device):
         for model, size in sorted(shares, reverse=True):  # the largest first
             share = dataclasses.replace(shares[model, size], batch_size=size)
             times["alone", model, size, processes] = step_seconds(share, alone, seconds)
         if processes > 1:
-            slowest = torch.tensor([*times.values()])
             join_processes(alone.device.type)
-            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            slowest = all_reduce(torch.tensor([*times.values()]), dist.ReduceOp.MAX)
             times = dict(zip(times, slowest.tolist(), strict=True))
             together = dataclasses.replace(alone, parallel="DistributedDataParallel", rank=rank, world_size=processes)
             for case in cases:
@@ -146,7 +131,7 @@ def work(rank: int, processes: int, counts: list[int], width: int, seconds: floa
                 times["all_reduce", "", size, processes] = all_reduce_seconds(size, alone.device)
             leave_processes()
     if rank == 0:
-        results.put(times)
+        results.send(times)
 
 
 def step_seconds(case: common.Settings, execution: Execution, seconds: float) -> float:
@@ -170,24 +155,20 @@ def step_seconds(case: common.Settings, execution: Execution, seconds: float) ->
 
 def all_reduce_seconds(size: int, device: torch.device) -> float:
     """The median time of a sum of `size` bytes over all processes."""
-    values, times = torch.zeros(size // 4, device=device), []
-    for _ in range(30):
-        dist.barrier()
-        started = time.perf_counter()
+    values = torch.zeros(size // 4, device=device)
+
+    def exchange() -> None:
         dist.all_reduce(values)
         synchronise(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+
+    return float(np.median(timeit.repeat(exchange, dist.barrier, number=1, repeat=30)))
 
 
-def measure(counts: list[int], arguments: argparse.Namespace) -> dict[Key, float]:
+def measure(counts: list[int], *arguments: object) -> dict[Key, float]:
     """The median seconds of everything that there is to measure on these numbers of devices."""
-    times = defaultdict(list)
-    for processes in tqdm(counts * ROUNDS, disable=None, leave=False, unit=" launches"):
-        of_shares = [processes] if processes > 1 else predicted_counts(counts)
-        for key, seconds in launch(processes, of_shares, arguments.width, arguments.seconds).items():
-            times[key].append(seconds)
-    return {key: statistics.median(values) for key, values in times.items()}
+    launches = tqdm(counts * ROUNDS, disable=None, leave=False, unit=" launches")
+    times = [launch(n, [n] if n > 1 else [*PREDICTED, *counts], *arguments) for n in launches]
+    return pd.DataFrame(times).median().to_dict()
 
 
 def launch(processes: int, *arguments: object) -> dict[Key, float]:
@@ -195,20 +176,20 @@ def launch(processes: int, *arguments: object) -> dict[Key, float]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the processes: this one ends them at Ctrl-C
-    running = spawn(work, (processes, *arguments, results), processes, join=False, daemon=True)
+    received, results = multiprocessing.Pipe(duplex=False)
+    resource_tracker.ensure_running()  # as long as it isn't, starting a process would let SIGINT through
+    # They are started by a thread, which no signal stops half-way, and which lets Ctrl-C pass them by: it ends this
+    # process, and multiprocessing then ends them.
+    blocked = signal.SIG_BLOCK, {signal.SIGINT}
+    with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=blocked) as thread:
+        work_of_all = spawn, work, (processes, *arguments, results), processes
+        running = thread.submit(*work_of_all, join=False, daemon=True).result()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while not running.join():
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         raise UserError(f"one of {processes} processes failed: {error}") from error
-    finally:  # before `results` goes, which a process that is only starting looks for
-        for process in running.processes:
-            process.terminate()
-            process.join()
-    return results.get()
+    return received.recv()
 
 
 def connections(seconds: dict[Key, float], devices: int) -> list[dict]:
@@ -222,8 +203,8 @@ def connections(seconds: dict[Key, float], devices: int) -> list[dict]:
 
 def predict(case: dict, seconds: dict[Key, float], link: dict, counts: list[int]) -> dict:
     """How fast `case`, an entry of scaling.json, would be on each number of devices, joined by `link`."""
-    n, size = np.array(predicted_counts(counts)), case["batch_size"]
-    computing = np.array([seconds["alone", case["model"], share_size(size, devices), 1] for devices in n])
+    n, size = np.array(sorted({*PREDICTED, *counts})), case["batch_size"]
+    computing = np.array([seconds["alone", case["model"], math.ceil(size / devices), 1] for devices in n])
     exchanging = 2 * (n - 1) * (case["exchanges"] * link["latency"] + case["gradient_bytes"] / n / link["bandwidth"])
     rates = size / (computing + exchanging)
     figures = {"devices": n, "computing_seconds": computing, "exchanging_seconds": exchanging}
@@ -237,7 +218,7 @@ def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict, counts
     """How fast `case`, an entry of scaling.json, was on each number of devices, beside the prediction."""
     name, size, rows = case["model"], case["batch_size"], []
     for devices in counts:
-        computing = seconds["alone", name, share_size(size, devices), devices]
+        computing = seconds["alone", name, math.ceil(size / devices), devices]
         step = seconds["training", name, size, devices] if devices > 1 else computing
         speedup, computing = seconds["alone", name, size, 1] / step, min(step, computing)
         rows.append({
@@ -354,9 +335,10 @@ def main() -> None:
     make_output_last()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    counts = device_counts()
+    most = torch.cuda.device_count() or len(cpu_cores())
+    counts = sorted({most, *(2**i for i in range(most.bit_length()))})
     try:
-        record = scaling_record(arguments.width, measure(counts, arguments), counts)
+        record = scaling_record(arguments.width, measure(counts, arguments.width, arguments.seconds), counts)
         print_record(record)
         if arguments.save:
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())
