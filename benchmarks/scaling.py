@@ -41,7 +41,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
-from throughput import pipeline_steps, synchronise
+from throughput import pipeline_steps
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm import tqdm
@@ -75,13 +75,6 @@ COLOURS = ("#003D60", "#0072B2", "#73B3D9", "#8A3D00", "#E8813B")
 Key = tuple[str, str, int, int]
 
 
-def stated_cases(width: int) -> list[common.Settings]:
-    """The experiments' settings at each batch size."""
-    resnet = dataclasses.replace(resnet_model.SETTINGS, options={"width": width})
-    both = (original_version_model_multigpu.SETTINGS, resnet)
-    return [dataclasses.replace(it, batch_size=size) for it in both for size in BATCH_SIZES[it.model.__name__]]
-
-
 def case_name(case: dict) -> str:
     """How a case of scaling.json is called in tables and in the picture."""
     width = "" if case["width"] is None else f" of width {case['width']}"
@@ -99,10 +92,12 @@ def cpu_cores() -> list[int]:
     return list(cores.values())
 
 
-def work(rank: int, processes: int, counts: list[int], width: int, seconds: float, results: Connection) -> None:
+def work(
+    rank: int, processes: int, counts: list[int], cases: list[common.Settings], seconds: float, results: Connection
+) -> None:
     """Measure, in each of the processes, the steps of the shares of `counts` devices, and what all of them train.
 
-    Rank 0 puts the seconds of each Key into `results`.
+    Rank 0 sends the seconds of each Key by `results`.
     """
     gpus = torch.cuda.is_available()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -113,7 +108,7 @@ def work(rank: int, processes: int, counts: list[int], width: int, seconds: floa
     elif hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cpu_cores()[rank]})
     alone = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none")
-    cases, times = stated_cases(width), {}
+    times = {}
     shares = {(case.model.__name__, math.ceil(case.batch_size / n)): case for case in cases for n in counts}
     with device_settings(alone.device):
         for model, size in sorted(shares, reverse=True):  # the largest first
@@ -143,12 +138,12 @@ def step_seconds(case: common.Settings, execution: Execution, seconds: float) ->
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
     steps = pipeline_steps(common.ready_to_train(common.Training(case, execution, data, model, Path())))
     next(steps)  # DistributedDataParallel rearranges its buckets after the first step
-    took, chunks = 0.0, 1
+    took, chunks, device = 0.0, 1, torch.get_device_module(execution.device)
     while not took or from_rank_0(took) < seconds:  # as many chunks in every process
-        synchronise(execution.device)
+        device.synchronize()
         started = time.perf_counter()
         images = sum(itertools.islice(steps, chunks))
-        synchronise(execution.device)
+        device.synchronize()
         took, chunks = time.perf_counter() - started, 2 * chunks
     return took * case.batch_size / images
 
@@ -159,7 +154,7 @@ def all_reduce_seconds(size: int, device: torch.device) -> float:
 
     def exchange() -> None:
         dist.all_reduce(values)
-        synchronise(device)
+        torch.get_device_module(device).synchronize()
 
     return float(np.median(timeit.repeat(exchange, dist.barrier, number=1, repeat=30)))
 
@@ -182,8 +177,8 @@ def launch(processes: int, *arguments: object) -> dict[Key, float]:
     # process, and multiprocessing then ends them.
     blocked = signal.SIG_BLOCK, {signal.SIGINT}
     with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=blocked) as thread:
-        work_of_all = spawn, work, (processes, *arguments, results), processes
-        running = thread.submit(*work_of_all, join=False, daemon=True).result()
+        started = thread.submit(spawn, work, (processes, *arguments, results), processes, join=False, daemon=True)
+    running = started.result()
     try:
         while not running.join():
             pass
@@ -207,11 +202,10 @@ def predict(case: dict, seconds: dict[Key, float], link: dict, counts: list[int]
     computing = np.array([seconds["alone", case["model"], math.ceil(size / devices), 1] for devices in n])
     exchanging = 2 * (n - 1) * (case["exchanges"] * link["latency"] + case["gradient_bytes"] / n / link["bandwidth"])
     rates = size / (computing + exchanging)
-    figures = {"devices": n, "computing_seconds": computing, "exchanging_seconds": exchanging}
-    figures |= {"images_per_second": rates, "speedup": rates / rates[0]}
+    figures = pd.DataFrame({"devices": n, "computing_seconds": computing, "exchanging_seconds": exchanging})
+    figures = figures.assign(images_per_second=rates, speedup=rates / rates[0])
     best = int(n[rates.argmax()])
-    lists = {name: values.tolist() for name, values in figures.items()}
-    return {"link": link["name"], **lists, "stops_gaining_at": best if best < n[-1] else None}
+    return {"link": link["name"], **figures.to_dict("list"), "stops_gaining_at": best if best < n[-1] else None}
 
 
 def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict, counts: list[int]) -> list[dict]:
@@ -230,10 +224,10 @@ def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict, counts
     return rows
 
 
-def scaling_record(width: int, seconds: dict[Key, float], counts: list[int]) -> dict:
+def scaling_record(stated: list[common.Settings], seconds: dict[Key, float], counts: list[int]) -> dict:
     """What scaling.json holds: seconds, bytes, bytes per second."""
     gpus, links, cases = torch.cuda.is_available(), connections(seconds, counts[-1]), []
-    for settings in stated_cases(width):
+    for settings in stated:
         model = common.build_model(settings)
         case = {
             "model": settings.model.__name__,
@@ -276,17 +270,27 @@ def print_record(record: dict) -> None:
 
 @default_style()
 def draw(record: dict) -> bytes:
-    """`scaling.png`: speed-up over devices, and what a step's time goes to."""
+    """`scaling.png`: speed-up over devices, and what a step's time goes to, in per cent of one device's step."""
     from matplotlib.figure import Figure  # takes half a second: only when there is something to draw
     from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    counts = record["cases"][0]["predicted"][0]["devices"]
+    counts, names, place = record["cases"][0]["predicted"][0]["devices"], {}, 0.0
     for case, colour, marker in zip(record["cases"], COLOURS, "osD^v", strict=True):
         left.plot(counts, case["predicted"][0]["speedup"], "--", color=colour, lw=1.2)
         points = [row["devices"] for row in case["measured"]], [row["speedup"] for row in case["measured"]]
         left.plot(*points, color=colour, marker=marker, ms=6, lw=2.2, label=case_name(case))
+        single = case["measured"][0]["step_seconds"]
+        for row in case["measured"]:
+            computing, exchanging = (100 * row[f"{what}_seconds"] / single for what in ("computing", "exchanging"))
+            right.barh(place, computing, color=colour, label="" if names else "computing")
+            right.barh(place, exchanging, left=computing, color="#F0E442", label="" if names else "exchanging")
+            milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
+            right.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
+            names[place] = f"{case_name(case)} on {row['devices']}"
+            place += 1
+        place += 0.6
     left.plot(counts, counts, color="0.6", lw=1, label="ideal")
     left.plot([], [], "k--", lw=1.2, label="predicted")
     joined = f"{record['devices']} (connection: {record['links'][0]['name']})"
@@ -297,30 +301,12 @@ def draw(record: dict) -> bytes:
     left.minorticks_off()
     left.grid(alpha=0.3)
     left.legend(fontsize=8.5)
-    draw_steps(right, record)
+    right.set_yticks(list(names), list(names.values()))
+    right.invert_yaxis()
+    right.set(xlim=(0, max(125, right.get_xlim()[1] * 1.15)), xlabel="% of the time on one", title="a step's time")
+    right.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=2)
     figure.suptitle(f"{record['device']}, {record['count']} {record['devices']}, torch {record['torch']}", fontsize=11)
     return png(figure, 110)
-
-
-def draw_steps(axes: object, record: dict) -> None:
-    """One bar for each case and number of devices, in per cent of one device's step."""
-    names, place = {}, 0.0
-    for case, colour in zip(record["cases"], COLOURS, strict=True):
-        single = case["measured"][0]["step_seconds"]
-        for row in case["measured"]:
-            computing, exchanging = (100 * row[f"{what}_seconds"] / single for what in ("computing", "exchanging"))
-            axes.barh(place, computing, color=colour, label="" if names else "computing")
-            axes.barh(place, exchanging, left=computing, color="#F0E442", label="" if names else "exchanging")
-            milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
-            axes.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
-            names[place] = f"{case_name(case)} on {row['devices']}"
-            place += 1
-        place += 0.6
-    axes.set_yticks(list(names), list(names.values()))
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(125, axes.get_xlim()[1] * 1.15))
-    axes.set(xlabel="% of the time on one", title="a step's time")
-    axes.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
 
 def main() -> None:
@@ -337,8 +323,11 @@ def main() -> None:
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     most = torch.cuda.device_count() or len(cpu_cores())
     counts = sorted({most, *(2**i for i in range(most.bit_length()))})
+    resnet = dataclasses.replace(resnet_model.SETTINGS, options={"width": arguments.width})
+    both = (original_version_model_multigpu.SETTINGS, resnet)
+    cases = [dataclasses.replace(it, batch_size=size) for it in both for size in BATCH_SIZES[it.model.__name__]]
     try:
-        record = scaling_record(arguments.width, measure(counts, arguments.width, arguments.seconds), counts)
+        record = scaling_record(cases, measure(counts, cases, arguments.seconds), counts)
         print_record(record)
         if arguments.save:
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())
