@@ -178,7 +178,7 @@ def launch(processes: int, *arguments: object) -> dict[Key, float]:
     blocked = signal.SIG_BLOCK, {signal.SIGINT}
     with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=blocked) as thread:
         started = thread.submit(spawn, work, (processes, *arguments, results), processes, join=False, daemon=True)
-    running = started.result()
+        running = started.result()  # here: a signal that came while the thread is joined would not wait for it
     try:
         while not running.join():
             pass
