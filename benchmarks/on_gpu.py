@@ -86,10 +86,10 @@ def beside_rival(log: Path, folder: Path) -> str:
     results = [json.loads(path.read_text(encoding="utf-8"))["result"] for path in folder.rglob("loss.json")]
     names = ("final_test_accuracy", "mirrored_test_accuracy", "train_seconds")
     ours = np.array([[result[name] for name in names] for result in results])
-    both, texts = {"trials": rival, "runs of fast_model.py": ours}, []
     if not len(rival) or not len(ours):
-        return " beside ".join(f"{len(figures)} {what}" for what, figures in both.items())
-    for what, figures in both.items():
+        return f"{len(rival)} trials beside {len(ours)} runs of fast_model.py"
+    texts = []
+    for what, figures in {"trials": rival, "runs of fast_model.py": ours}.items():
         one_view, both_sides, _ = figures.mean(0)
         text = f"{one_view:.2f} % with one view, {both_sides:.2f} % with both sides, {np.median(figures[:, 2]):.2f} s"
         texts.append(f"{len(figures)} {what}: {text}")

@@ -13,21 +13,22 @@ share + 2(n - 1) * (exchanges * latency + gradient bytes / n / bandwidth), where
 all-reduce and two for each BatchNorm. Measure while nothing else runs. --save writes scaling.json and scaling.png.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
 import signal
 import socket
-import statistics
 import sys
 import threading
 import time
-from collections import defaultdict
-from multiprocessing.queues import SimpleQueue
+import timeit
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,10 +37,11 @@ import common
 
 # isort: split
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
-from throughput import pipeline_steps, synchronise
+from throughput import pipeline_steps
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 from tqdm import tqdm
@@ -47,7 +49,7 @@ from tqdm import tqdm
 import original_version_model_multigpu
 import resnet_model
 from cifar10lab.devices.execution import Execution, choose_precision, process_settings, processor_name
-from cifar10lab.devices.processes import from_rank_0, join_processes, leave_processes
+from cifar10lab.devices.processes import all_reduce, from_rank_0, join_processes, leave_processes
 from cifar10lab.files.pictures import png
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.models.interface import interface_of
@@ -73,13 +75,6 @@ COLOURS = ("#003D60", "#0072B2", "#73B3D9", "#8A3D00", "#E8813B")
 Key = tuple[str, str, int, int]
 
 
-def stated_cases(width: int) -> list[common.Settings]:
-    """The experiments' settings at each batch size."""
-    resnet = dataclasses.replace(resnet_model.SETTINGS, options={"width": width})
-    both = (original_version_model_multigpu.SETTINGS, resnet)
-    return [dataclasses.replace(it, batch_size=size) for it in both for size in BATCH_SIZES[it.model.__name__]]
-
-
 def case_name(case: dict) -> str:
     """How a case of scaling.json is called in tables and in the picture."""
     width = "" if case["width"] is None else f" of width {case['width']}"
@@ -97,26 +92,12 @@ def cpu_cores() -> list[int]:
     return list(cores.values())
 
 
-def device_counts() -> list[int]:
-    """1, 2, 4, … and all of this machine's devices."""
-    most = torch.cuda.device_count() or len(cpu_cores())
-    return sorted({most, *(2**i for i in range(most.bit_length()))})
-
-
-def predicted_counts(counts: list[int]) -> list[int]:
-    """The numbers of devices that are predicted: PREDICTED, and those measured."""
-    return sorted({*PREDICTED, *counts})
-
-
-def share_size(batch_size: int, devices: int) -> int:
-    """The images of the largest share."""
-    return -(-batch_size // devices)
-
-
-def work(rank: int, processes: int, counts: list[int], width: int, seconds: float, results: SimpleQueue) -> None:
+def work(
+    rank: int, processes: int, counts: list[int], cases: list[common.Settings], seconds: float, results: Connection
+) -> None:
     """Measure, in each of the processes, the steps of the shares of `counts` devices, and what all of them train.
 
-    Rank 0 puts the seconds of each Key into `results`.
+    Rank 0 sends the seconds of each Key by `results`.
     """
     gpus = torch.cuda.is_available()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -127,16 +108,15 @@ def work(rank: int, processes: int, counts: list[int], width: int, seconds: floa
     elif hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cpu_cores()[rank]})
     alone = Execution(torch.device("cuda", rank) if gpus else torch.device("cpu"), "", "none")
-    cases, times = stated_cases(width), {}
-    shares = {(case.model.__name__, share_size(case.batch_size, n)): case for case in cases for n in counts}
+    times = {}
+    shares = {(case.model.__name__, math.ceil(case.batch_size / n)): case for case in cases for n in counts}
     with process_settings(alone.device):
         for model, size in sorted(shares, reverse=True):  # the largest first
             share = dataclasses.replace(shares[model, size], batch_size=size)
             times["alone", model, size, processes] = step_seconds(share, alone, seconds)
         if processes > 1:
-            slowest = torch.tensor([*times.values()])
             join_processes(alone.device.type)
-            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            slowest = all_reduce(torch.tensor([*times.values()]), dist.ReduceOp.MAX)
             times = dict(zip(times, slowest.tolist(), strict=True))
             together = dataclasses.replace(alone, parallel="DistributedDataParallel", rank=rank, world_size=processes)
             for case in cases:
@@ -146,7 +126,7 @@ def work(rank: int, processes: int, counts: list[int], width: int, seconds: floa
                 times["all_reduce", "", size, processes] = all_reduce_seconds(size, alone.device)
             leave_processes()
     if rank == 0:
-        results.put(times)
+        results.send(times)
 
 
 def step_seconds(case: common.Settings, execution: Execution, seconds: float) -> float:
@@ -158,36 +138,32 @@ def step_seconds(case: common.Settings, execution: Execution, seconds: float) ->
     data = common.Data(random_images, labels, random_images[:1], labels[:1], "random", "scaling.py")
     steps = pipeline_steps(common.ready_to_train(common.Training(case, execution, data, model, Path())))
     next(steps)  # DistributedDataParallel rearranges its buckets after the first step
-    took, chunks = 0.0, 1
+    took, chunks, device = 0.0, 1, torch.get_device_module(execution.device)
     while not took or from_rank_0(took) < seconds:  # as many chunks in every process
-        synchronise(execution.device)
+        device.synchronize()
         started = time.perf_counter()
         images = sum(itertools.islice(steps, chunks))
-        synchronise(execution.device)
+        device.synchronize()
         took, chunks = time.perf_counter() - started, 2 * chunks
     return took * case.batch_size / images
 
 
 def all_reduce_seconds(size: int, device: torch.device) -> float:
     """The median time of a sum of `size` bytes over all processes."""
-    values, times = torch.zeros(size // 4, device=device), []
-    for _ in range(30):
-        dist.barrier()
-        started = time.perf_counter()
+    values = torch.zeros(size // 4, device=device)
+
+    def exchange() -> None:
         dist.all_reduce(values)
-        synchronise(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        torch.get_device_module(device).synchronize()
+
+    return float(np.median(timeit.repeat(exchange, dist.barrier, number=1, repeat=30)))
 
 
-def measure(counts: list[int], arguments: argparse.Namespace) -> dict[Key, float]:
+def measure(counts: list[int], *arguments: object) -> dict[Key, float]:
     """The median seconds of everything that there is to measure on these numbers of devices."""
-    times = defaultdict(list)
-    for processes in tqdm(counts * ROUNDS, disable=None, leave=False, unit=" launches"):
-        of_shares = [processes] if processes > 1 else predicted_counts(counts)
-        for key, seconds in launch(processes, of_shares, arguments.width, arguments.seconds).items():
-            times[key].append(seconds)
-    return {key: statistics.median(values) for key, values in times.items()}
+    launches = tqdm(counts * ROUNDS, disable=None, leave=False, unit=" launches")
+    times = [launch(n, [n] if n > 1 else [*PREDICTED, *counts], *arguments) for n in launches]
+    return pd.DataFrame(times).median().to_dict()
 
 
 def launch(processes: int, *arguments: object) -> dict[Key, float]:
@@ -195,20 +171,20 @@ def launch(processes: int, *arguments: object) -> dict[Key, float]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the processes: this one ends them at Ctrl-C
-    running = spawn(work, (processes, *arguments, results), processes, join=False, daemon=True)
+    received, results = multiprocessing.Pipe(duplex=False)
+    resource_tracker.ensure_running()  # as long as it isn't, starting a process would let SIGINT through
+    # They are started by a thread, which no signal stops half-way, and which lets Ctrl-C pass them by: it ends this
+    # process, and multiprocessing then ends them.
+    blocked = signal.SIG_BLOCK, {signal.SIGINT}
+    with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=blocked) as thread:
+        started = thread.submit(spawn, work, (processes, *arguments, results), processes, join=False, daemon=True)
+        running = started.result()  # here: a signal that came while the thread is joined would not wait for it
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while not running.join():
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         raise UserError(f"one of {processes} processes failed: {error}") from error
-    finally:  # before `results` goes, which a process that is only starting looks for
-        for process in running.processes:
-            process.terminate()
-            process.join()
-    return results.get()
+    return received.recv()
 
 
 def connections(seconds: dict[Key, float], devices: int) -> list[dict]:
@@ -222,22 +198,21 @@ def connections(seconds: dict[Key, float], devices: int) -> list[dict]:
 
 def predict(case: dict, seconds: dict[Key, float], link: dict, counts: list[int]) -> dict:
     """How fast `case`, an entry of scaling.json, would be on each number of devices, joined by `link`."""
-    n, size = np.array(predicted_counts(counts)), case["batch_size"]
-    computing = np.array([seconds["alone", case["model"], share_size(size, devices), 1] for devices in n])
+    n, size = np.array(sorted({*PREDICTED, *counts})), case["batch_size"]
+    computing = np.array([seconds["alone", case["model"], math.ceil(size / devices), 1] for devices in n])
     exchanging = 2 * (n - 1) * (case["exchanges"] * link["latency"] + case["gradient_bytes"] / n / link["bandwidth"])
     rates = size / (computing + exchanging)
-    figures = {"devices": n, "computing_seconds": computing, "exchanging_seconds": exchanging}
-    figures |= {"images_per_second": rates, "speedup": rates / rates[0]}
+    figures = pd.DataFrame({"devices": n, "computing_seconds": computing, "exchanging_seconds": exchanging})
+    figures = figures.assign(images_per_second=rates, speedup=rates / rates[0])
     best = int(n[rates.argmax()])
-    lists = {name: values.tolist() for name, values in figures.items()}
-    return {"link": link["name"], **lists, "stops_gaining_at": best if best < n[-1] else None}
+    return {"link": link["name"], **figures.to_dict("list"), "stops_gaining_at": best if best < n[-1] else None}
 
 
 def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict, counts: list[int]) -> list[dict]:
     """How fast `case`, an entry of scaling.json, was on each number of devices, beside the prediction."""
     name, size, rows = case["model"], case["batch_size"], []
     for devices in counts:
-        computing = seconds["alone", name, share_size(size, devices), devices]
+        computing = seconds["alone", name, math.ceil(size / devices), devices]
         step = seconds["training", name, size, devices] if devices > 1 else computing
         speedup, computing = seconds["alone", name, size, 1] / step, min(step, computing)
         rows.append({
@@ -249,10 +224,10 @@ def measured_rows(case: dict, seconds: dict[Key, float], predicted: dict, counts
     return rows
 
 
-def scaling_record(width: int, seconds: dict[Key, float], counts: list[int]) -> dict:
+def scaling_record(stated: list[common.Settings], seconds: dict[Key, float], counts: list[int]) -> dict:
     """What scaling.json holds: seconds, bytes, bytes per second."""
     gpus, links, cases = torch.cuda.is_available(), connections(seconds, counts[-1]), []
-    for settings in stated_cases(width):
+    for settings in stated:
         model = common.build_model(settings)
         case = {
             "model": settings.model.__name__,
@@ -294,16 +269,26 @@ def print_record(record: dict) -> None:
 
 
 def draw(figure: object, record: dict) -> None:
-    """`scaling.png`: speed-up over devices, and what a step's time goes to."""
+    """`scaling.png`: speed-up over devices, and what a step's time goes to, in per cent of one device's step."""
     from matplotlib.ticker import ScalarFormatter
 
     figure.set(size_inches=(11, 5.2), dpi=110)
     left, right = figure.subplots(1, 2)
-    counts = record["cases"][0]["predicted"][0]["devices"]
+    counts, names, place = record["cases"][0]["predicted"][0]["devices"], {}, 0.0
     for case, colour, marker in zip(record["cases"], COLOURS, "osD^v", strict=True):
         left.plot(counts, case["predicted"][0]["speedup"], "--", color=colour, lw=1.2)
         points = [row["devices"] for row in case["measured"]], [row["speedup"] for row in case["measured"]]
         left.plot(*points, color=colour, marker=marker, ms=6, lw=2.2, label=case_name(case))
+        single = case["measured"][0]["step_seconds"]
+        for row in case["measured"]:
+            computing, exchanging = (100 * row[f"{what}_seconds"] / single for what in ("computing", "exchanging"))
+            right.barh(place, computing, color=colour, label="" if names else "computing")
+            right.barh(place, exchanging, left=computing, color="#F0E442", label="" if names else "exchanging")
+            milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
+            right.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
+            names[place] = f"{case_name(case)} on {row['devices']}"
+            place += 1
+        place += 0.6
     left.plot(counts, counts, color="0.6", lw=1, label="ideal")
     left.plot([], [], "k--", lw=1.2, label="predicted")
     joined = f"{record['devices']} (connection: {record['links'][0]['name']})"
@@ -314,29 +299,11 @@ def draw(figure: object, record: dict) -> None:
     left.minorticks_off()
     left.grid(alpha=0.3)
     left.legend(fontsize=8.5)
-    draw_steps(right, record)
+    right.set_yticks(list(names), list(names.values()))
+    right.invert_yaxis()
+    right.set(xlim=(0, max(125, right.get_xlim()[1] * 1.15)), xlabel="% of the time on one", title="a step's time")
+    right.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=2)
     figure.suptitle(f"{record['device']}, {record['count']} {record['devices']}, torch {record['torch']}", fontsize=11)
-
-
-def draw_steps(axes: object, record: dict) -> None:
-    """One bar for each case and number of devices, in per cent of one device's step."""
-    names, place = {}, 0.0
-    for case, colour in zip(record["cases"], COLOURS, strict=True):
-        single = case["measured"][0]["step_seconds"]
-        for row in case["measured"]:
-            computing, exchanging = (100 * row[f"{what}_seconds"] / single for what in ("computing", "exchanging"))
-            axes.barh(place, computing, color=colour, label="" if names else "computing")
-            axes.barh(place, exchanging, left=computing, color="#F0E442", label="" if names else "exchanging")
-            milliseconds = f"{1e3 * row['step_seconds']:.{0 if row['step_seconds'] > 0.1 else 1}f} ms"
-            axes.text(computing + exchanging + 1.5, place, milliseconds, va="center", fontsize=9)
-            names[place] = f"{case_name(case)} on {row['devices']}"
-            place += 1
-        place += 0.6
-    axes.set_yticks(list(names), list(names.values()))
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(125, axes.get_xlim()[1] * 1.15))
-    axes.set(xlabel="% of the time on one", title="a step's time")
-    axes.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
 
 def main() -> None:
@@ -351,9 +318,13 @@ def main() -> None:
     make_output_last()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    counts = device_counts()
+    most = torch.cuda.device_count() or len(cpu_cores())
+    counts = sorted({most, *(2**i for i in range(most.bit_length()))})
+    resnet = dataclasses.replace(resnet_model.SETTINGS, options={"width": arguments.width})
+    both = (original_version_model_multigpu.SETTINGS, resnet)
+    cases = [dataclasses.replace(it, batch_size=size) for it in both for size in BATCH_SIZES[it.model.__name__]]
     try:
-        record = scaling_record(arguments.width, measure(counts, arguments), counts)
+        record = scaling_record(cases, measure(counts, cases, arguments.seconds), counts)
         print_record(record)
         if arguments.save:
             write_file(arguments.save / "scaling.json", json.dumps(record, indent=1, allow_nan=False).encode())

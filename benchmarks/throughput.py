@@ -12,15 +12,16 @@ each case.
 """
 
 import dataclasses
+import functools
+import importlib
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,22 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 
 # isort: split
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from tabulate import tabulate
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, StackDataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from tqdm import tqdm
 
-import dropout_regularization
-import fast_model
-import l2_regularization
-import original_version_model
-import original_version_model_multigpu
-import resnet_model
 from cifar10lab.data.loading import load_data
 from cifar10lab.devices.execution import environment_record, process_settings
 from cifar10lab.files.writing import expanded, write_file
@@ -54,32 +50,28 @@ from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_
 from cifar10lab.terminal.errors import UserError
 
 ROUNDS = 5
-LENETS = (original_version_model_multigpu, l2_regularization, dropout_regularization)
 TUNED = {"augment": True, "lr": 0.05, "momentum": 0.9, "nesterov": True, "schedule": "one-cycle", "weight_decay": 2e-4}
-EXPERIMENTS = {  # the README's commands
-    "original_version_model.py": original_version_model.SETTINGS,
-    **{f"{lenet.__name__}.py --epochs 50": dataclasses.replace(lenet.SETTINGS, epochs=50) for lenet in LENETS},
+EXPERIMENTS = {  # the README's commands, and what they change
+    "original_version_model.py": {},
+    "original_version_model_multigpu.py --epochs 50": {"epochs": 50},
+    "l2_regularization.py --epochs 50": {"epochs": 50},
+    "dropout_regularization.py --epochs 50": {"epochs": 50},
     "original_version_model_multigpu.py --augment --lr 0.05 --momentum 0.9 --nesterov --schedule one-cycle "
-    "--weight-decay 2e-4": dataclasses.replace(original_version_model_multigpu.SETTINGS, **TUNED),
-    "resnet_model.py": resnet_model.SETTINGS,
-    "fast_model.py": fast_model.SETTINGS,
-    "fast_model.py --width 96": dataclasses.replace(fast_model.SETTINGS, options={"width": 96}),
+    "--weight-decay 2e-4": TUNED,
+    "resnet_model.py": {},
+    "fast_model.py": {},
+    "fast_model.py --width 96": {"options": {"width": 96}},
 }
 
 
-class Images(Dataset):
-    """The training images as PIL images, as torchvision's CIFAR10 hands them out."""
+def settings_of(command: str) -> common.Settings:
+    """The settings of one of `EXPERIMENTS`."""
+    return dataclasses.replace(importlib.import_module(command.split(".py")[0]).SETTINGS, **EXPERIMENTS[command])
 
-    def __init__(self, data: common.Data, transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.images = data.train_images.permute(0, 2, 3, 1).cpu().numpy()
-        self.labels = data.train_labels.tolist()
-        self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+def collated(transform: Callable[[Image.Image], torch.Tensor], images: list[tuple[np.ndarray, int]]) -> list:
+    """A batch of images, each uint8 (32, 32, 3) with its label, by way of PIL images, which are transformed singly."""
+    return default_collate([(transform(Image.fromarray(image)), label) for image, label in images])
 
 
 def conventional_steps(settings: common.Settings, data: common.Data, device: torch.device) -> Iterator[int]:
@@ -89,9 +81,10 @@ def conventional_steps(settings: common.Settings, data: common.Data, device: tor
     crop = transforms.RandomCrop(32, padding=settings.crop_padding)
     extra = [crop, transforms.RandomHorizontalFlip()] if settings.augment else []
     transform = transforms.Compose([*extra, transforms.ToTensor(), transforms.Normalize(interface.mean, interface.std)])
-    loader = DataLoader(Images(data, transform), settings.batch_size, shuffle=True, num_workers=2)
-    options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    optimizer = torch.optim.SGD(model.parameters(), settings.lr, **options)
+    pairs = StackDataset(data.train_images.permute(0, 2, 3, 1).numpy(), data.train_labels.tolist())
+    how = {"shuffle": True, "num_workers": 2, "collate_fn": functools.partial(collated, transform)}
+    loader = DataLoader(pairs, settings.batch_size, **how)
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     running_loss = 0.0
     while True:
@@ -144,43 +137,22 @@ def measure(steps: Iterator[int], seconds: float, device: torch.device) -> float
     images, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         images += next(steps)
-    synchronise(device)
+    torch.get_device_module(device).synchronize()
     return images / (time.perf_counter() - started)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def step_flops(training: common.Training) -> float:
-    """Floating-point operations per image of forward and backward, as PyTorch counts them."""
-    images = torch.randn(4, 3, 32, 32, device=training.execution.device)
-    with FlopCounterMode(display=False) as counter:
-        training.model(images).sum().backward()
-    return counter.get_total_flops() / 4
-
-
-def matrix_product_flops(execution: common.Execution) -> float:
-    """FLOP/s of a large matrix product in the execution's precision, at best."""
-    size = 4096 if execution.device.type == "cpu" else 8192
-    kind = torch.bfloat16 if execution.precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=execution.device).to(kind) for _ in range(2))
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        (a @ b).sum().item()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / min(times)
+def matrix_product_flops(device: torch.device) -> float:
+    """FLOP/s of a large matrix product in bf16, at best."""
+    size = 4096 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device=device)
+    return 2 * size**3 / min(timeit.repeat(lambda: (a @ b).sum().item(), number=1))
 
 
 def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]:
     """How fast the settings are trained: an entry of throughput.json's cases."""
-    bf16 = interface_of(common.build_model(settings)).bf16
-    execution = common.start_execution(settings.device, settings.precision, bf16, settings.data_parallel)
     data, _ = load_data("synthetic", Path())
     models = [common.build_model(settings) for _ in range(3)]
+    execution = common.start_execution(settings.device, settings.precision, interface_of(models[0]).bf16, False)
     ours, bare, idle = (common.ready_to_train(common.Training(settings, execution, data, it, Path())) for it in models)
     preparing = (sum(sizes) for _, sizes, _ in prepared_chunks(idle))
     kinds = {"pipeline": pipeline_steps(ours), "bare": bare_steps(bare), "preparing": preparing}
@@ -197,21 +169,27 @@ def measure_case(settings: common.Settings, seconds: float) -> dict[str, object]
         for kind, steps in kinds.items():
             with common.tiny_steps(settings.batch_size), process_settings(execution.device):
                 rates[kind] = measure(steps, lasting, execution.device)
-        rates["product"] = matrix_product_flops(execution) if execution.precision == "bf16" else math.nan
+        rates["product"] = matrix_product_flops(execution.device) if execution.precision == "bf16" else np.nan
         rounds.append(rates)
     conventional.send(0)
     process.join()
+    with FlopCounterMode(display=False) as counter:
+        ours.model(torch.randn(4, 3, 32, 32, device=execution.device)).sum().backward()
     figures = pd.DataFrame(rounds[1:])
-    record = {f"{kind}_images_per_second": [*figures[kind]] for kind in ("conventional", "pipeline", "bare")}
-    record |= {"preparing_percent": [*(100 * figures["pipeline"] / figures["preparing"])]}
-    record |= {"matrix_product_flops": [*figures["product"].dropna()]}
-    record |= {"batch_size": settings.batch_size, "flops_per_image": step_flops(ours)}
-    return {"device": settings.device, "environment": environment_record(execution)} | record
+    return {
+        "device": settings.device,
+        "environment": environment_record(execution),
+        **{f"{kind}_images_per_second": [*figures[kind]] for kind in ("conventional", "pipeline", "bare")},
+        "preparing_percent": [*(100 * figures["pipeline"] / figures["preparing"])],
+        "matrix_product_flops": [*figures["product"].dropna()],
+        "batch_size": settings.batch_size,
+        "flops_per_image": counter.get_total_flops() / 4,  # of forward and backward
+    }
 
 
 def describe_case(case: dict) -> list[str]:
     """A row of the first table: medians over the rounds."""
-    kinds, median = ("conventional", "pipeline", "bare"), statistics.median
+    kinds, median = ("conventional", "pipeline", "bare"), np.median
     conventional, pipeline, bare = (pd.Series(case[f"{kind}_images_per_second"]) for kind in kinds)
     ratios, flops = pipeline / conventional, ""
     if case["matrix_product_flops"]:
@@ -226,15 +204,16 @@ def describe_case(case: dict) -> list[str]:
 
 def describe_runs(cases: list[dict]) -> list[list[str]]:
     """The second table's rows: what whole runs take by their cases, beside ResNet-18's."""
-    rows, figures = [], {}
+    runs = {}
     for case in cases:
-        images = 50_000 * EXPERIMENTS[case["experiment"]].epochs
-        seconds = images / statistics.median(case["pipeline_images_per_second"])
-        figures[case["experiment"]] = {"flops": images * case["flops_per_image"], "seconds": seconds}
-    for name, figure in figures.items():
-        beside = [f"{100 * figure[what] / figures['resnet_model.py'][what]:.2f} %" for what in ("flops", "seconds")]
-        epochs, minutes = str(EXPERIMENTS[name].epochs), f"{figure['seconds'] / 60:.1f}"
-        rows.append([cases[0]["device"], name, epochs, *beside, minutes])
+        images = 50_000 * settings_of(case["experiment"]).epochs
+        seconds = images / np.median(case["pipeline_images_per_second"])
+        runs[case["experiment"]] = np.array([images * case["flops_per_image"], seconds])
+    rows = []
+    for command, figures in runs.items():
+        beside = [f"{share:.2f} %" for share in 100 * figures / runs["resnet_model.py"]]
+        epochs, minutes = str(settings_of(command).epochs), f"{figures[1] / 60:.1f}"
+        rows.append([cases[0]["device"], command, epochs, *beside, minutes])
     return rows
 
 
@@ -251,7 +230,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.platform(terse=True)}, {torch.get_num_threads()} threads\n")
     cases = []
     for name in tqdm(EXPERIMENTS, disable=None, leave=False, unit=" cases"):
-        settings = dataclasses.replace(EXPERIMENTS[name], device=device, data_parallel=False)
+        settings = dataclasses.replace(settings_of(name), device=device)
         if arguments.width and settings.model is not common.LeNet:
             settings = dataclasses.replace(settings, options={"width": arguments.width})
         cases.append({"experiment": name, **measure_case(settings, arguments.seconds)})

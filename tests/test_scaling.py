@@ -96,6 +96,26 @@ def test_nothing_is_left_running(tmp_path: Path, kill: str, code: int) -> None:
     assert error == "" if kill == "itself" else "error: one of 1 processes failed" in error
 
 
+STARTING = f"""
+import multiprocessing.util, os, signal, sys
+sys.path.insert(0, "{ROOT}/benchmarks")
+import scaling
+def start(path, words, files, start=multiprocessing.util.spawnv_passfds):
+    pid = start(path, words, files)
+    if "--multiprocessing-fork" in words:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return pid
+multiprocessing.util.spawnv_passfds = start
+scaling.main()
+"""
+
+
+@linux
+def test_a_signal_while_a_worker_starts_ends_it_in_silence() -> None:
+    done = run_command("python", "-c", STARTING, "--width", 4)
+    assert (done.code, done.err) == (143, "")
+
+
 RIVAL = """
 evaluate = lambda model, test_loader, tta_level: 0.92 + 0.01 * tta_level
 def main(run, test_loader=None):
