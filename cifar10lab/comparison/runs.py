@@ -148,9 +148,8 @@ def read_run(path: Path) -> dict[str, object]:
         if not np.isfinite(history).all(axis=None) or ("result" in run and history.empty):
             raise ValueError("it has no epochs, or other things than finite numbers in its columns")
         config, dataset, result, key = run["config"], run["dataset"], run.get("result", {}), row_key(run)
-        row = {"experiment": str(run["experiment"]), "seed": int(config["seed"])}
-        row |= {"file": printable(path), "folder": printable(path.parent)}
-        row |= {"reference": REFERENCE in path.resolve().parents}
+        row = {"experiment": str(run["experiment"]), "seed": int(config["seed"]), "file": printable(path)}
+        row |= {"folder": printable(path.parent), "reference": REFERENCE in path.resolve().parents}
         row |= {"dataset": str(dataset["name"]), "source": dataset["source"], "images": dataset.get("checksum", "")}
         row |= {name: int(dataset[name]) for name in ("train_images", "test_images")}
         row |= {name: key[name] for name in ("unfinished", "precision", "device", "processes")}

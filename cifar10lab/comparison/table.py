@@ -84,9 +84,8 @@ def notes(runs: pd.DataFrame) -> list[str]:
         differ = [name for name in NOTED if group[name].nunique() > 1]
         for (_, name), row in group.sort_values("seed").groupby(["row", "name"], sort=False):
             texts = []
-            for what in differ:
-                worded = row[what].map(lambda value: short(value) if value else "not recorded")
-                seeds = row["seed"].astype(str).groupby(worded, sort=False).agg(", ".join)
+            for what, column in row[differ].map(lambda value: short(value) if value else "not recorded").items():
+                seeds = row["seed"].astype(str).groupby(column, sort=False).agg(", ".join)
                 found = [f"{value} (seed {seed})" if len(seeds) > 1 else value for value, seed in seeds.items()]
                 texts.append(f"{what} {', '.join(found)}")
             lines += [f"{name}: {'; '.join(texts)}"] if texts else []
