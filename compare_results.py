@@ -9,17 +9,14 @@ to the current folder or --output. Without arguments and with no runs of your ow
 """
 
 import math
-import shutil
 import sys
-import textwrap
 from pathlib import Path
 
 import pandas as pd
 
 from cifar10lab.comparison.curves import comparison_page, draw_comparison
-from cifar10lab.comparison.differences import INTERVAL, difference_line
 from cifar10lab.comparison.runs import find_runs, read_runs, settings_of, with_names
-from cifar10lab.comparison.table import common_settings, notes, table_rows, text_table
+from cifar10lab.comparison.table import print_table
 from cifar10lab.files.pictures import png
 from cifar10lab.files.writing import expanded, write_file
 from cifar10lab.results.reference import MODELSET, REFERENCE
@@ -28,34 +25,13 @@ from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last
 
 
-def print_table(runs: pd.DataFrame, epochs_to: float | None, baseline: pd.DataFrame | None) -> None:
-    """What all runs have in common, a row for each that more than a seed tells apart, and what they differ by."""
-    first = runs.iloc[0]
-    stand_in = "" if first["dataset"] == "cifar10" else " (says nothing about CIFAR-10)"
-    data = f"{first['dataset']}{stand_in}, {first['train_images']:,} training and {first['test_images']:,} test images"
-    same, settings = common_settings(runs)
-    table = text_table(settings, table_rows(runs, epochs_to, baseline))
-    best = " or ".join(runs["best_chosen_on"].unique())
-    note = f"best: per cent, chosen on {best} images; gap: training less test accuracy, in points; ±: over the seeds"
-    lines = [note, *notes(runs)]
-    rows = [row for _, row in runs.groupby("row")]
-    if baseline is not None:
-        lines.append(f"differences: to {runs['name'][baseline.index[0]]}, in points. {INTERVAL}")
-    elif len(rows) == 2 and runs["epochs_trained"].all():
-        lines.append(difference_line(*rows))
-    head = f"{data}; all runs: {', '.join(same)}" if same else data
-    width = shutil.get_terminal_size((100, 24)).columns
-    head, *lines = ("\n".join(textwrap.wrap(line, width, break_on_hyphens=False)) for line in (head, *lines))
-    print(f"\n{head}\n\n{table}\n\n" + "\n".join(lines) + "\n")
-
-
-def baseline_of(runs: pd.DataFrame, against: Path) -> pd.DataFrame:
-    """The row whose runs are at or below that path; UserError if that isn't one."""
+def baseline_of(runs: pd.DataFrame, against: Path) -> int:
+    """The number of the row whose runs are at or below that path; UserError if that isn't one."""
     inside = runs["file"].map(lambda file: Path(file).resolve().is_relative_to(against.resolve()))
     rows = runs["row"][inside].unique()
     if len(rows) != 1:
         raise UserError(f"--against {against} is of {len(rows)} rows of the table: name a run, or a folder of one row")
-    return runs[runs["row"] == rows[0]]
+    return rows[0]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -99,8 +75,7 @@ def main() -> None:
         data = runs.groupby(["dataset", "train_images", "test_images"], sort=False)
         for number, ((dataset, images, _), some) in enumerate(data):
             some, name = with_names(some), f"comparison-{dataset}-{images}" if number else "comparison"
-            has_baseline = baseline is not None and baseline.index[0] in some.index
-            print_table(some, arguments.epochs_to, baseline if has_baseline else None)
+            print_table(some, arguments.epochs_to, baseline)
             if some["epochs_trained"].any():
                 write(arguments.output / f"{name}.png", png(draw_comparison, some, arguments.over))
                 write(arguments.output / f"{name}.html", comparison_page(some))

@@ -33,7 +33,7 @@ from cifar10lab.data.loading import CLASSES, DATA_DIR, Data, load_cifar10
 from cifar10lab.files.pictures import write_picture
 from cifar10lab.files.writing import expanded, printable
 from cifar10lab.inspection.models import TrainedModel, trained_model, weights_file
-from cifar10lab.inspection.photos import draw_classified, load_test_arrays, read_photo
+from cifar10lab.inspection.photos import DRAWN, draw_classified, load_test_arrays, read_photo
 from cifar10lab.inspection.weights import read_weights
 from cifar10lab.results.reference import REFERENCE
 from cifar10lab.terminal.arguments import ArgumentParser, HelpFormatter, number_within
@@ -41,14 +41,12 @@ from cifar10lab.terminal.errors import UserError
 from cifar10lab.terminal.output import make_output_last
 
 NEAR_ZERO = 1e-3  # what "near zero" means in the table, in absolute value
-DRAWN = 10  # pictures in classified.png
 
 
 def parameters_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The trained tensors, float64: all but BatchNorm's running statistics."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    trained = [name for name, tensor in weights.items() if not name.endswith(statistics) and tensor.numel()]
-    return {name: weights[name].double() for name in trained}
+    return {name: t.double() for name, t in weights.items() if not name.endswith(statistics) and t.numel()}
 
 
 def picture(path: Path, draw: Callable[..., None], *arguments: object) -> None:
@@ -189,15 +187,15 @@ def classify(model: TrainedModel, paths: list[Path], folder: Path) -> bool:
         return False
     images = torch.from_numpy(np.stack([small for _, small in photos.values()])).permute(0, 3, 1, 2)
     probabilities = logits_of(model, images).softmax(1)
-    names = [printable(path) for path in photos]
     lines = [["picture", "likeliest", "second", "third"]]
-    for name, row in zip(names, probabilities, strict=True):
-        lines.append([name, *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])])
+    for path, row in zip(photos, probabilities, strict=True):
+        lines.append(
+            [printable(path), *(f"{CLASSES[i]} {100 * row[i]:.1f} %" for i in row.argsort(descending=True)[:3])]
+        )
     print_table(lines)
     if len(photos) > DRAWN:
         print(f"classified.png shows the first {DRAWN} of the {len(photos)} pictures")
-    shown = names[:DRAWN], list(photos.values())[:DRAWN], probabilities[:DRAWN]
-    picture(folder / "classified.png", draw_classified, *shown)
+    picture(folder / "classified.png", draw_classified, photos, probabilities)
     return len(photos) == len(set(paths))
 
 

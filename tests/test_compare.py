@@ -116,7 +116,7 @@ def test_the_table_fits_the_terminal(tables, monkeypatch, capsys) -> None:
     runs = [*three(LENET, 60, lr=0.1234, momentum=0.5), *three(DROPOUT, 50, batch_size=64), invented(RESNET, width=16)]
     for columns in (70, 80, 100, 240):
         monkeypatch.setenv("COLUMNS", str(columns))
-        compare_results.print_table(tables(*runs), None, None)
+        table.print_table(tables(*runs), None, None)
         out = capsys.readouterr().out
         lines = out.split("\n\n")[1].splitlines()
         assert max(map(len, out.splitlines())) <= columns
@@ -259,7 +259,7 @@ def test_options_named_like_columns_stay_options(compare, tmp_path: Path) -> Non
 def test_validation_images_choose_the_best_epoch(tables, capsys) -> None:
     chosen = invented(LENET, 60, validation_images=5000)
     chosen["history"]["validation_accuracy"] = [1, 5, 4, 3, 2]
-    compare_results.print_table(tables(chosen, invented(L2)), None, None)
+    table.print_table(tables(chosen, invented(L2)), None, None)
     out = " ".join(capsys.readouterr().out.split())
     assert " 50.00 (2) " in out and "best: per cent, chosen on validation or test images;" in out
 

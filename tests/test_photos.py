@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 import inspect_weights
 from cifar10lab.data.loading import CLASSES
+from cifar10lab.inspection import photos
 from cifar10lab.inspection.photos import read_photo
 from cifar10lab.terminal.errors import UserError
 
@@ -168,7 +169,8 @@ def test_classify_without_any_image(inspect, lenet: Path) -> None:
 def test_many_pictures_are_all_printed_and_the_first_drawn(
     inspect, lenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect_weights, "DRAWN", 1)
+    for module in (inspect_weights, photos):
+        monkeypatch.setattr(module, "DRAWN", 1)
     for name in ("a.png", "b.png"):
         quarters().save(tmp_path / name)
     code, out, err = inspect(lenet, "--classify", tmp_path / "a.png", tmp_path / "b.png")

@@ -32,10 +32,9 @@ class Difference(NamedTuple):
 def difference(first: pd.Series, second: pd.Series) -> Difference:
     """The mean of `second` minus that of `first`, each a value per seed; of the shared seeds if these are enough."""
     shared, error = first.index.intersection(second.index), math.nan
-    paired = len(shared) >= SEEDS_FOR_INTERVAL
-    seeds = f"{len(shared)} paired seeds" if paired else f"{len(second)} and {len(first)} seeds"
-    if paired:
+    if paired := len(shared) >= SEEDS_FOR_INTERVAL:
         first, second = first[shared], second[shared]
+    seeds = f"{len(shared)} paired seeds" if paired else f"{len(second)} and {len(first)} seeds"
     if min(len(first), len(second)) >= SEEDS_FOR_INTERVAL:
         from scipy.stats import ttest_ind, ttest_rel  # takes half a second: only if it is used
 

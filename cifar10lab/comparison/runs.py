@@ -1,6 +1,5 @@
 """Saved runs, finished or in progress, as a table with one row per run."""
 
-import functools
 import json
 import math
 import os
@@ -24,10 +23,9 @@ TELL_APART = (("reference", "unfinished", "experiment", "precision", "device", "
 def settings_of(runs: pd.DataFrame) -> pd.DataFrame:
     """A column for each setting that is compared and on in some run, NaN where a run has none of that name."""
     configs = runs["record"].sort_index().map(lambda run: run["config"] | UNRECORDED | run["config"])
-    configs = configs.map(lambda config: {name: "None" if value is None else value for name, value in config.items()})
     settings = pd.DataFrame([*configs], configs.index, dtype=object).loc[runs.index]
     hidden = [*NOT_COMPARED, *([] if settings["augment"].any() else AUGMENTATION)]
-    settings = settings.drop(columns=hidden, errors="ignore")
+    settings = settings.drop(columns=hidden, errors="ignore").map(lambda value: "None" if value is None else value)
     return settings.loc[:, (settings.notna() & settings.astype(bool)).any()]
 
 
@@ -54,8 +52,8 @@ def with_names(runs: pd.DataFrame) -> pd.DataFrame:
                 unusual = column.map(bool)
             names = named(names, setting, column[unusual])
     parts = runs["file"].map(lambda file: without_seed(Path(file).absolute()).parent.parts[1:])  # without a drive
-    folders = parts.map(os.sep.join).groupby(runs["row"]).agg(lambda of_row: os.path.commonpath([*of_row]))
-    folders = folders.map(functools.partial(os.path.relpath, start=os.path.commonpath([*folders])))
+    folders = parts.map(os.sep.join).groupby(runs["row"]).agg(list).map(os.path.commonpath)
+    folders = folders.apply(os.path.relpath, start=os.path.commonpath([*folders]))
     first = runs.groupby("row").first().assign(folder=folders)
     for kinds in TELL_APART:
         for _, same in first.groupby(names):
@@ -124,17 +122,16 @@ def find_runs(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        if path.is_file():
-            found.setdefault(path.resolve(), path)
+        files = [path] if path.is_file() else []
         for folder, subfolders, _ in os.walk(path, followlinks=True):
             real = os.path.realpath(folder)
             if real in visited:  # or a link to a folder above would have no end
                 subfolders.clear()
-            else:
-                files = [file for name in FILES if (file := Path(folder, name)).is_file()]
-                found |= {file.resolve(): file for file in files if file.resolve() not in found}
             visited.add(real)
             subfolders.sort()
+            files += [file for name in FILES if (file := Path(folder, name)).is_file()]
+        for file in files:
+            found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
@@ -151,9 +148,8 @@ def read_run(path: Path) -> dict[str, object]:
         if not np.isfinite(history).all(axis=None) or ("result" in run and history.empty):
             raise ValueError("it has no epochs, or other things than finite numbers in its columns")
         config, dataset, result, key = run["config"], run["dataset"], run.get("result", {}), row_key(run)
-        row = {"experiment": str(run["experiment"]), "seed": int(config["seed"])}
-        row |= {"file": printable(path), "folder": printable(path.parent)}
-        row |= {"reference": REFERENCE in path.resolve().parents}
+        row = {"experiment": str(run["experiment"]), "seed": int(config["seed"]), "file": printable(path)}
+        row |= {"folder": printable(path.parent), "reference": REFERENCE in path.resolve().parents}
         row |= {"dataset": str(dataset["name"]), "source": dataset["source"], "images": dataset.get("checksum", "")}
         row |= {name: int(dataset[name]) for name in ("train_images", "test_images")}
         row |= {name: key[name] for name in ("unfinished", "precision", "device", "processes")}

@@ -93,8 +93,11 @@ def recognise(weights: dict[str, Tensor], path: Path) -> tuple[nn.Module, dict |
     for inner in without_prefixes(weights):
         models = of_run if is_own else [*of_run, *known_models(inner)]
         for model in models:
-            if shapes_of(model.state_dict()) == shapes_of(inner):
-                return with_weights(model, inner), run if is_own else None
+            own = model.state_dict()
+            if shapes_of(own) == shapes_of(inner):
+                typed = {name: inner[plain_name(name)].to(t.dtype) for name, t in own.items() if isinstance(t, Tensor)}
+                model.load_state_dict(typed, strict=False, assign=True)  # the shapes of all are the same
+                return to_device(model, torch.device("cpu")).eval(), run if is_own else None
     names = " or ".join(dict.fromkeys(type(model).__name__ for model in models))
     raise UserError(f"{path} holds no weights of {names}: its tensors have other names or shapes")
 
@@ -142,11 +145,3 @@ def known_models(weights: dict[str, Tensor]) -> list[nn.Module]:
 def shapes_of(state: dict[str, object]) -> dict[str, torch.Size]:
     """The shapes of a state dict's tensors, by their plain names."""
     return {plain_name(name): value.shape for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """The model with these weights in its own types, on the CPU, in eval mode."""
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    typed = {name: weights[plain_name(name)].to(tensor.dtype) for name, tensor in own.items()}
-    model.load_state_dict(typed, strict=False, assign=True)  # the shapes of all are the same
-    return to_device(model, torch.device("cpu")).eval()

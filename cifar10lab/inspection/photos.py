@@ -8,9 +8,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cifar10lab.data.loading import CLASSES, NO_IMAGES, NO_LABELS, Data, data_of, images_and_labels, readable
+from cifar10lab.files.writing import printable
 from cifar10lab.terminal.errors import UserError
 
-DRAWN_PIXELS = 400  # of a drawn picture's longer side, at most
+DRAWN, DRAWN_PIXELS = 10, 400  # pictures in classified.png, and a drawn one's longer side, at most
 
 
 def load_test_arrays(images: Path, labels: Path) -> Data:
@@ -58,17 +59,16 @@ def on_white(image: Image.Image) -> Image.Image:
     return ground.convert("RGB")
 
 
-def draw_classified(
-    figure: object, names: list[str], photos: list[tuple[np.ndarray, np.ndarray]], probabilities: Tensor
-) -> None:
-    """A row per picture, as `read_photo` gives it: itself, its 32x32 pixels, and its probabilities, float32 (N, 10)."""
-    figure.set(size_inches=(9.2, 2.6 * len(names) + 0.4), dpi=90)
-    grid = figure.subplots(len(names), 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
-    for (left, middle, right), name, pictures, row in zip(grid, names, photos, probabilities, strict=True):
+def draw_classified(figure: object, photos: dict[Path, tuple[np.ndarray, np.ndarray]], probabilities: Tensor) -> None:
+    """A row for each of the first DRAWN `photos`: both of `read_photo`'s, and its probabilities, float32 (N, 10)."""
+    rows = min(len(photos), DRAWN)
+    figure.set(size_inches=(9.2, 2.6 * rows + 0.4), dpi=90)
+    grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[1.3, 1, 1.2])
+    for (left, middle, right), (path, pictures), row in zip(grid, photos.items(), probabilities, strict=False):
         for axes, picture in zip((left, middle), pictures, strict=True):
             axes.imshow(picture)
             axes.axis("off")
-        left.set_title(Path(name).name[-40:], fontsize=10)
+        left.set_title(printable(path.name)[-40:], fontsize=10)
         middle.set_title("what the network saw", fontsize=10)
         colours = ["#D55E00" if i == row.argmax() else "#0072B2" for i in range(10)]
         bars = right.barh(CLASSES, 100 * row.numpy(), color=colours)

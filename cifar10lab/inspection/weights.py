@@ -108,8 +108,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     weights = {name: value.detach() for name, value in chosen.items() if isinstance(value, Tensor)}
     if others := [name for name in chosen if name not in weights]:
         print(f"{path} holds other things among its tensors, which are left out: {', '.join(others)}", file=sys.stderr)
-    dense = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in weights.values())
-    if not dense or any(tensor.is_quantized or tensor.is_complex() for tensor in weights.values()):
+    if any(t.layout is not torch.strided or t.is_meta or t.is_quantized or t.is_complex() for t in weights.values()):
         raise UserError(f"{path} holds sparse, quantised or complex tensors: expected dense floats")
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         others = f" and {len(broken) - 1} more tensors hold" if broken[1:] else " holds"
