@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +72,10 @@ class Data:
     validation_labels: Tensor = NO_LABELS
 
 
-def data_of(arrays: Iterable[np.ndarray], name: str, source: str) -> Data:
+def data_of(arrays: Sequence[np.ndarray], name: str, source: str) -> Data:
     """Data with their checksum, the first 16 digits of the SHA-256 of the four `ARRAYS`' bytes."""
-    checksum = hashlib.sha256()
-    for array in arrays:
-        checksum.update(array)
-    return Data(*map(torch.from_numpy, arrays), name, source, checksum.hexdigest()[:16])
+    checksum = hashlib.sha256(b"".join(arrays)).hexdigest()[:16]
+    return Data(*map(torch.from_numpy, arrays), name, source, checksum)
 
 
 def dataset_record(data: Data) -> dict[str, object]:
@@ -127,9 +125,7 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     With `test_only`, no training images are needed. DataUnavailable without data, UserError for others than CIFAR-10.
     """
     data_dir = expanded(data_dir)
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(UserError):  # a read-only folder is used as it is
-            stack.enter_context(locked(data_dir, wait=True))
+    with locked(data_dir, wait=True):
         try:
             if not data_dir.exists() or not in_order(data_dir):
                 download(data_dir)
@@ -263,11 +259,9 @@ def read_official_files(folder: Path, split: str) -> list[np.ndarray]:
     """From `cifar-10-batches-py/`, whose files torchvision checks by MD5."""
     from torchvision.datasets import CIFAR10
 
-    class Batches(CIFAR10):
-        base_folder = ""  # whatever the folder is called
-
+    in_folder = type("InFolder", (CIFAR10,), {"base_folder": ""})  # whatever the folder is called
     try:
-        batches = Batches(folder, train=split == "train")
+        batches = in_folder(folder, train=split == "train")
     except (RuntimeError, OSError) as error:
         raise UserError(f"{folder} fails its MD5 check: delete or copy it again") from error
     return images_and_labels(batches.data, np.array(batches.targets), folder)
