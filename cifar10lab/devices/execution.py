@@ -113,10 +113,7 @@ class InPrecision(nn.Module):
 
 
 class Graphed(nn.Module):
-    """A network on one GPU whose forward and backward passes are CUDA graphs: a launch each, not hundreds.
-
-    They are recorded at the first batch of each shape, by `torch.cuda.make_graphed_callables`; freed with this module.
-    """
+    """A network on one GPU whose passes are CUDA graphs, recorded at a shape's first batch: a launch, not hundreds."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -143,10 +140,7 @@ class Graphed(nn.Module):
 
 
 def parallel_network(network: nn.Module, execution: Execution, static_graph: bool = False) -> nn.Module:
-    """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own.
-
-    `DataParallel` copies the model at every step; `DistributedDataParallel` exchanges gradients and BatchNorm's sums.
-    """
+    """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own."""
     if execution.parallel == "none":
         return Graphed(network) if static_graph and execution.device.type == "cuda" else network
     if execution.parallel == "DataParallel":
@@ -157,10 +151,9 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
         if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
             module.__class__ = BatchNorm2d  # on the CPU, where nn.SyncBatchNorm doesn't work
     buffers = {type(module) for module in network.modules() if next(module.buffers(recurse=False), None) is not None}
-    own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
+    own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})  # theirs are the same
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    # Buffers are broadcast at every step; those of BatchNorm are the same everywhere.
     options = {"broadcast_buffers": bool(own), "find_unused_parameters": not static_graph}
     return nn.parallel.DistributedDataParallel(network, **options)
 
@@ -213,10 +206,9 @@ def process_settings(device: torch.device, signals: list[int] | None = None) -> 
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
         reached = signals is not None and threading.current_thread() is threading.main_thread()  # others get no signals
         for number in signal.Signals if reached else ():
-            ignored = signal.getsignal(number) is signal.SIG_IGN  # as after nohup
-            if number.name in ("SIGINT", "SIGTERM", "SIGHUP") and not ignored:
-                stack.callback(signal.signal, number, signal.getsignal(number))
-                signal.signal(number, lambda number, frame: signals.append(number))
+            if number.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                before = signal.signal(number, lambda number, frame: signals.append(number))
+                stack.callback(signal.signal, number, before)
         yield
 
 
