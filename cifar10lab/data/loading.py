@@ -14,7 +14,6 @@ import tempfile
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ class DataUnavailable(UserError):
     """CIFAR-10 is neither in the data folder nor to be downloaded; so says the message's first line."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Images are uint8 (N, 3, 32, 32); labels int64 (N,), 0 to 9 in the order of `CLASSES`."""
 
@@ -170,9 +169,8 @@ def form_in(folder: Path) -> Form | None:
     """The form of CIFAR-10 in the folder itself; None without one. Damaged archives and those of else don't count."""
     if any(sum((folder / split / name).is_dir() for name in LABELS) >= len(CLASSES) for split in SPLITS):
         return "image folder", read_image_folder, folder
-    for place in (folder, folder / "cifar-10-batches-py"):
-        if (place / "data_batch_1").is_file():
-            return "cifar-10-batches-py", read_official_files, place
+    if files := [*folder.glob("data_batch_1"), *folder.glob("cifar-10-batches-py/data_batch_1")]:
+        return "cifar-10-batches-py", read_official_files, files[0].parent
     if [*folder.glob("train*.parquet"), *folder.glob("test*.parquet")]:
         return "Parquet", read_parquet, folder
     for path in in_order(folder):

@@ -25,8 +25,7 @@ def join_processes(device: str) -> str:
         number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
         device = f"cuda:{number}"
         if number >= torch.cuda.device_count():
-            gpus = f"{torch.cuda.device_count()} GPUs"
-            raise UserError(f"there is no {device}: {platform.node()} has {gpus}, each for one process at most")
+            raise UserError(f"there is no {device} on {platform.node()}: each process needs a GPU of its own")
         torch.cuda.set_device(device)
     if dist.is_initialized():
         try:
