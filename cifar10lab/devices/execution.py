@@ -47,10 +47,7 @@ def device_name(text: str) -> str:
 
 
 def start_execution(device: str, precision: str, gains_from_bf16: bool, data_parallel: bool) -> Execution:
-    """Choose device and precision, and join the other processes of `torchrun` or of the caller's group, if any.
-
-    `device` and `precision` are "auto" or a name; `gains_from_bf16` as the model says. UserError for too few GPUs.
-    """
+    """Choose device and precision where they are "auto", and join torchrun's or the caller's processes. UserError."""
     name, alone = device, not (dist.is_initialized() or dist.is_torchelastic_launched())
     if name == "auto":
         mps = torch.backends.mps.is_available() and alone  # processes can't share it
@@ -177,11 +174,7 @@ def own_process_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int] | None = None) -> Iterator[None]:
-    """Settings for speed, undone at the end; with `signals`, SIGINT, SIGTERM and SIGHUP only add their number to it.
-
-    Freed memory is kept, and there are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS`
-    says how many; on CUDA, what stays float32 is multiplied as TF32, and cuDNN takes its fastest convolutions.
-    """
+    """Settings for speed, undone at the end; with `signals`, SIGINT, SIGTERM and SIGHUP only add their number to it."""
     with contextlib.ExitStack() as stack:
         if platform.libc_ver()[0] == "glibc":  # which would map tensors of over 32 MB anew at each step, page by page
             libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
@@ -199,7 +192,7 @@ def process_settings(device: torch.device, signals: list[int] | None = None) -> 
             print(f"threads: {fewer} instead of {threads}, since this process may use {share:g} CPUs' time")
         if device.type == "cuda":
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("high")
+            torch.set_float32_matmul_precision("high")  # TF32
             stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
             torch.backends.cudnn.benchmark = True
             stack.enter_context(warnings.catch_warnings())

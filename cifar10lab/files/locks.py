@@ -19,7 +19,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Make `folder`, keep other processes out of it, and remove what dead ones left half written.
 
     The system lets go of a dead process's lock. Where the file system has none, as on some clusters, nobody is kept out
-    and nothing removed. UserError if the folder is read-only or in use; with `wait`, the first is allowed.
+    and nothing removed. With `wait` it waits, and a read-only folder is used as it is; otherwise, UserError for both.
     """
     with contextlib.ExitStack() as stack:
         try:
