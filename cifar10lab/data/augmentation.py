@@ -10,11 +10,8 @@ def augment(images: Tensor, padding: int, mode: str, shifts: Tensor, flips: Tens
 
     `mode` "constant" or "reflect"; `shifts` int64 (2, N), down and right, 0 to twice the padding; `flips` bool (N,).
     """
-    if mode == "constant":
-        padded = F.pad(images, (padding,) * 4)
-    else:  # F.pad can't reflect uint8
-        places = 31 - (31 - torch.arange(-padding, 32 + padding, device=images.device).abs()).abs()
-        padded = images[:, :, places][..., places]
+    images = images if mode == "constant" else images.float()  # F.pad can't reflect uint8
+    padded = F.pad(images, (padding,) * 4, mode).byte()
     windows = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # (N, 3, shifts, shifts, 32, 32)
     crops = windows[torch.arange(len(padded), device=padded.device), :, shifts[0], shifts[1]]
     return torch.where(flips[:, None, None, None], crops.flip(3), crops)

@@ -13,8 +13,7 @@ import tarfile
 import tempfile
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ class DataUnavailable(UserError):
     """CIFAR-10 is neither in the data folder nor to be downloaded; so says the message's first line."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Images are uint8 (N, 3, 32, 32); labels int64 (N,), 0 to 9 in the order of `CLASSES`."""
 
@@ -72,12 +71,10 @@ class Data:
     validation_labels: Tensor = NO_LABELS
 
 
-def data_of(arrays: Iterable[np.ndarray], name: str, source: str) -> Data:
+def data_of(arrays: Sequence[np.ndarray], name: str, source: str) -> Data:
     """Data with their checksum, the first 16 digits of the SHA-256 of the four `ARRAYS`' bytes."""
-    checksum = hashlib.sha256()
-    for array in arrays:
-        checksum.update(array)
-    return Data(*map(torch.from_numpy, arrays), name, source, checksum.hexdigest()[:16])
+    checksum = hashlib.sha256(b"".join(arrays)).hexdigest()[:16]
+    return Data(*map(torch.from_numpy, arrays), name, source, checksum)
 
 
 def dataset_record(data: Data) -> dict[str, object]:
@@ -127,9 +124,7 @@ def load_cifar10(data_dir: Path, test_only: bool = False) -> Data:
     With `test_only`, no training images are needed. DataUnavailable without data, UserError for others than CIFAR-10.
     """
     data_dir = expanded(data_dir)
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(UserError):  # a read-only folder is used as it is
-            stack.enter_context(locked(data_dir, wait=True))
+    with locked(data_dir, wait=True):
         try:
             if not data_dir.exists() or not in_order(data_dir):
                 download(data_dir)
@@ -174,9 +169,8 @@ def form_in(folder: Path) -> Form | None:
     """The form of CIFAR-10 in the folder itself; None without one. Damaged archives and those of else don't count."""
     if any(sum((folder / split / name).is_dir() for name in LABELS) >= len(CLASSES) for split in SPLITS):
         return "image folder", read_image_folder, folder
-    for place in (folder, folder / "cifar-10-batches-py"):
-        if (place / "data_batch_1").is_file():
-            return "cifar-10-batches-py", read_official_files, place
+    if files := [*folder.glob("data_batch_1"), *folder.glob("cifar-10-batches-py/data_batch_1")]:
+        return "cifar-10-batches-py", read_official_files, files[0].parent
     if [*folder.glob("train*.parquet"), *folder.glob("test*.parquet")]:
         return "Parquet", read_parquet, folder
     for path in in_order(folder):
@@ -263,11 +257,9 @@ def read_official_files(folder: Path, split: str) -> list[np.ndarray]:
     """From `cifar-10-batches-py/`, whose files torchvision checks by MD5."""
     from torchvision.datasets import CIFAR10
 
-    class Batches(CIFAR10):
-        base_folder = ""  # whatever the folder is called
-
+    in_folder = type("InFolder", (CIFAR10,), {"base_folder": ""})  # whatever the folder is called
     try:
-        batches = Batches(folder, train=split == "train")
+        batches = in_folder(folder, train=split == "train")
     except (RuntimeError, OSError) as error:
         raise UserError(f"{folder} fails its MD5 check: delete or copy it again") from error
     return images_and_labels(batches.data, np.array(batches.targets), folder)

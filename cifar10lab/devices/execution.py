@@ -47,10 +47,7 @@ def device_name(text: str) -> str:
 
 
 def start_execution(device: str, precision: str, gains_from_bf16: bool, data_parallel: bool) -> Execution:
-    """Choose device and precision, and join the other processes of `torchrun` or of the caller's group, if any.
-
-    `device` and `precision` are "auto" or a name; `gains_from_bf16` as the model says. UserError for too few GPUs.
-    """
+    """Choose device and precision where they are "auto", and join torchrun's or the caller's processes. UserError."""
     name, alone = device, not (dist.is_initialized() or dist.is_torchelastic_launched())
     if name == "auto":
         mps = torch.backends.mps.is_available() and alone  # processes can't share it
@@ -113,10 +110,7 @@ class InPrecision(nn.Module):
 
 
 class Graphed(nn.Module):
-    """A network on one GPU whose forward and backward passes are CUDA graphs: a launch each, not hundreds.
-
-    They are recorded at the first batch of each shape, by `torch.cuda.make_graphed_callables`; freed with this module.
-    """
+    """A network on one GPU whose passes are CUDA graphs, recorded at a shape's first batch: a launch, not hundreds."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -143,10 +137,7 @@ class Graphed(nn.Module):
 
 
 def parallel_network(network: nn.Module, execution: Execution, static_graph: bool = False) -> nn.Module:
-    """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own.
-
-    `DataParallel` copies the model at every step; `DistributedDataParallel` exchanges gradients and BatchNorm's sums.
-    """
+    """`network` wrapped for several GPUs or processes, or for one GPU's CUDA graphs; its parameters stay its own."""
     if execution.parallel == "none":
         return Graphed(network) if static_graph and execution.device.type == "cuda" else network
     if execution.parallel == "DataParallel":
@@ -157,10 +148,9 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
         if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
             module.__class__ = BatchNorm2d  # on the CPU, where nn.SyncBatchNorm doesn't work
     buffers = {type(module) for module in network.modules() if next(module.buffers(recurse=False), None) is not None}
-    own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})
+    own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})  # theirs are the same
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    # Buffers are broadcast at every step; those of BatchNorm are the same everywhere.
     options = {"broadcast_buffers": bool(own), "find_unused_parameters": not static_graph}
     return nn.parallel.DistributedDataParallel(network, **options)
 
@@ -184,11 +174,7 @@ def own_process_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_settings(device: torch.device, signals: list[int] | None = None) -> Iterator[None]:
-    """Settings for speed, undone at the end; with `signals`, SIGINT, SIGTERM and SIGHUP only add their number to it.
-
-    Freed memory is kept, and there are no more threads than the CPUs that a container may use, unless `OMP_NUM_THREADS`
-    says how many; on CUDA, what stays float32 is multiplied as TF32, and cuDNN takes its fastest convolutions.
-    """
+    """Settings for speed, undone at the end; with `signals`, SIGINT, SIGTERM and SIGHUP only add their number to it."""
     with contextlib.ExitStack() as stack:
         if platform.libc_ver()[0] == "glibc":  # which would map tensors of over 32 MB anew at each step, page by page
             libc, trim_threshold, mmap_threshold, mmap_max = ctypes.CDLL(None), -1, -3, -4  # as malloc.h numbers them
@@ -206,17 +192,16 @@ def process_settings(device: torch.device, signals: list[int] | None = None) -> 
             print(f"threads: {fewer} instead of {threads}, since this process may use {share:g} CPUs' time")
         if device.type == "cuda":
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("high")
+            torch.set_float32_matmul_precision("high")  # TF32
             stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
             torch.backends.cudnn.benchmark = True
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # `Graphed` records on its own
         reached = signals is not None and threading.current_thread() is threading.main_thread()  # others get no signals
         for number in signal.Signals if reached else ():
-            ignored = signal.getsignal(number) is signal.SIG_IGN  # as after nohup
-            if number.name in ("SIGINT", "SIGTERM", "SIGHUP") and not ignored:
-                stack.callback(signal.signal, number, signal.getsignal(number))
-                signal.signal(number, lambda number, frame: signals.append(number))
+            if number.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                before = signal.signal(number, lambda number, frame: signals.append(number))
+                stack.callback(signal.signal, number, before)
         yield
 
 

@@ -1,7 +1,4 @@
-"""The processes that train together, torchrun's or the caller's group: how they meet, what they exchange, BatchNorm.
-
-In a process that was started alone, the exchanging functions give back what they get.
-"""
+"""How processes that train together meet, what they exchange, and BatchNorm; one alone gets back what it gives."""
 
 import contextlib
 import os
@@ -20,10 +17,7 @@ from cifar10lab.terminal.errors import UserError
 
 
 def join_processes(device: str) -> str:
-    """Make the process group, unless the caller has; returns this process's device, as "cuda:1".
-
-    UserError if `device` is neither "cpu" nor "cuda", or if there are fewer GPUs than processes.
-    """
+    """Make the process group, unless the caller has; returns this process's device, as "cuda:1". UserError without."""
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device} can't be shared by several processes: use --device cpu or cuda")
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
@@ -31,8 +25,7 @@ def join_processes(device: str) -> str:
         number = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
         device = f"cuda:{number}"
         if number >= torch.cuda.device_count():
-            gpus = f"{torch.cuda.device_count()} GPUs"
-            raise UserError(f"there is no {device}: {platform.node()} has {gpus}, each for one process at most")
+            raise UserError(f"there is no {device} on {platform.node()}: each process needs a GPU of its own")
         torch.cuda.set_device(device)
     if dist.is_initialized():
         try:
@@ -142,10 +135,7 @@ class NormaliseOverProcesses(torch.autograd.Function):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm by the statistics of the whole batch, of which each process has a share: else it would train otherwise.
-
-    `nn.SyncBatchNorm` does the same on GPUs, but refuses to run on the CPU. Images (N, C, H, W); a share may be empty.
-    """
+    """As nn.SyncBatchNorm, which refuses to run on the CPU: by the whole batch's statistics. A share may be empty."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized()):

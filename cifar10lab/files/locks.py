@@ -19,7 +19,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Make `folder`, keep other processes out of it, and remove what dead ones left half written.
 
     The system lets go of a dead process's lock. Where the file system has none, as on some clusters, nobody is kept out
-    and nothing removed. UserError if the folder can't be written, or if it is in use and `wait` is false.
+    and nothing removed. With `wait` it waits, and a read-only folder is used as it is; otherwise, UserError for both.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -35,7 +35,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             for leftover in folder.glob(TEMPORARY.format("*")):
                 leftover.unlink()
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno in NO_LOCKS:
+                print(f"{folder} can't be locked ({error.strerror}): start no second run that uses it", file=sys.stderr)
+            elif not wait:
                 raise UserError(f"{folder} can't be written: {error.strerror}") from error
-            print(f"{folder} can't be locked ({error.strerror}): start no second run that uses it", file=sys.stderr)
         yield

@@ -15,17 +15,13 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei
 
 
 def png(draw: Callable[..., None], *arguments: object) -> bytes:
-    """The PNG file of the figure that `draw` fills: it is given that and the arguments.
-
-    It is drawn as on a fresh machine, whatever style a user has, and a `$` in a text is a dollar sign. What matplotlib
-    warns of, as of signs in no font, is one line.
-    """
+    """The PNG file of the figure that `draw(figure, *arguments)` fills; matplotlib's warnings are printed in a line."""
     import matplotlib.style  # takes half a second: only when there is something to draw
     from matplotlib.figure import Figure
     from matplotlib.font_manager import fontManager
 
     fonts, content = [name for name in FONTS if name in fontManager.get_font_names()], io.BytesIO()
-    style = ["default", {"text.parse_math": False, "font.family": fonts}]
+    style = ["default", {"text.parse_math": False, "font.family": fonts}]  # a dollar sign is one
     with matplotlib.style.context(style), warnings.catch_warnings(record=True) as caught:
         figure = Figure(layout="constrained")
         draw(figure, *arguments)

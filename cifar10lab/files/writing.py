@@ -26,10 +26,7 @@ def printable(path: Path) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; UserError that names it if the disk is full, say, FileInUse if it is open.
-
-    A pipe or a device is written to, and a link stays one.
-    """
+    """Write a file, whole or not at all; or to a pipe, a device, a link's target. UserError, FileInUse if it's open."""
     target = Path(os.path.realpath(path))
     temporary = target.parent / TEMPORARY.format(target.name)
     try:

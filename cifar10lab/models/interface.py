@@ -13,10 +13,7 @@ from cifar10lab.terminal.errors import UserError, in_one_line
 
 @dataclass(frozen=True)
 class Interface:
-    """What a model may say of itself, as its attribute `cifar10_interface` or a method of that name.
-
-    In its class, for example: `cifar10_interface = Interface(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))`.
-    """
+    """What a model may say of itself, as its attribute `cifar10_interface` or a method of that name."""
 
     # For the normalisation of images from 0 to 1: each channel's mean and standard deviation; by default CIFAR-10's.
     mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
@@ -64,7 +61,7 @@ def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest
     """Test the model on two 32x32 images and train it on two of each of `sizes`; UserError with the reason if it fails.
 
     `smallest` is how many images a process has in the smallest step: if only one, the model is trained on one, too.
-    Its weights and buffers stay; it is then on the device, in train mode, and its lazy layers have shapes.
+    Its weights and buffers stay; it is then on the device, and its lazy layers have shapes.
     """
     device = execution.device
     model.to(device)
@@ -82,7 +79,6 @@ def try_model(model: nn.Module, execution: Execution, sizes: list[int], smallest
             tensor.grad = None
         for module, name, buffer in buffers:  # training may have put others in their places
             setattr(module, name, buffer)
-    model.train()
 
 
 def attempt(model: nn.Module, execution: Execution, shape: tuple[int, ...], training: bool) -> None:

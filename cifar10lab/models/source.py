@@ -1,6 +1,5 @@
 """Which file a model's class is in, and how it is imported and made from there again."""
 
-import importlib
 import importlib.util
 import inspect
 import sys
