@@ -56,10 +56,9 @@ from cifar10lab.inspection.models import load
 from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
-from cifar10lab.models.source import is_being_imported, make_model, source_of
+from cifar10lab.models.source import code_record, is_being_imported, make_model, source_of
 from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, draw_losses, finer_losses
 from cifar10lab.results.reference import beside_reference, is_repeated, mean_text
-from cifar10lab.settings.code import code_record
 from cifar10lab.settings.experiment import Settings, checked, config_of, differences, parse_arguments, run_folder
 from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption, in_one_line
