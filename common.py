@@ -144,9 +144,6 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
     return record
 
 
-# --- What is to be trained --------------------------------------------------------------------
-
-
 def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple[Training, str]:
     """The settings' model, data and devices, and a warning of a stand-in unasked for; UserError if they don't fit."""
     settings = checked(settings)
@@ -190,9 +187,6 @@ def announce(training: Training) -> None:
     print(f"on {data.name} ({data.source}), {execution.device}, {execution.precision}, parallel: {execution.parallel}")
     if execution.parallel == "DistributedDataParallel":
         print(f"data, checkpoints and results are those of {platform.node()}, where rank 0 is: {training.folder}")
-
-
-# --- Begun or resumed -------------------------------------------------------------------------
 
 
 def saved_run(training: Training) -> dict | None:
@@ -287,9 +281,6 @@ def continue_from(training: Training, checkpoint: dict) -> State:
     state = State(**{name: checkpoint[name] for name in vars(State())})
     # Losses on disk are sums over all processes: rank 0 goes on with them, the others with 0.
     return state if training.execution.rank == 0 else replace(state, losses=torch.zeros_like(state.losses))
-
-
-# --- Trained: epochs, steps, tests ------------------------------------------------------------
 
 
 def train(training: Training, state: State) -> State:
@@ -474,9 +465,6 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
         raise UserError(f"the loss is no finite number any more at epoch {epoch}, step {step}: try a lower --lr")
 
 
-# --- Saved and written ------------------------------------------------------------------------
-
-
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU, named as without `torch.compile`."""
     state = model.state_dict().items()
@@ -542,9 +530,6 @@ def write_results(training: Training, record: dict, best_model: dict[str, Tensor
         print(f"warning: the run has ended, but {error.filename} can't be removed: {error.strerror}", file=sys.stderr)
     print(f"{record['result']['train_seconds']:.1f} s of training; results in {folder}")
     print(f"{describe_result(record['result'])}{beside_reference(record)}")
-
-
-# --- The command line -------------------------------------------------------------------------
 
 
 def main(stated_settings: Settings, description: str | None) -> None:
