@@ -7,7 +7,6 @@ Importing this runs nothing, but sets one environment variable for OpenMP.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -57,10 +56,9 @@ from cifar10lab.inspection.models import load
 from cifar10lab.models.interface import Interface, interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
-from cifar10lab.models.source import is_being_imported, make_model, source_of
+from cifar10lab.models.source import code_record, is_being_imported, make_model, source_of
 from cifar10lab.results.history import HISTORY, best_epoch, describe_epoch, describe_result, draw_losses, finer_losses
 from cifar10lab.results.reference import beside_reference, is_repeated, mean_text
-from cifar10lab.settings.code import code_record
 from cifar10lab.settings.experiment import Settings, checked, config_of, differences, parse_arguments, run_folder
 from cifar10lab.settings.schedule import learning_rate, resolution, sizes_of
 from cifar10lab.terminal.errors import UserError, WrongOption, in_one_line
@@ -90,10 +88,9 @@ class Training:
     data: Data  # on the CPU; from `ready_to_train` on, on the execution's device
     model: nn.Module  # whose weights are trained and saved
     folder: Path  # for the run's files
+    head: dict[str, object] = field(default_factory=dict)  # as `record_head` makes it
     changed: str = ""  # settings that differ from the stated ones, as "lr=0.01,seed=1"
-    code: dict[str, object] = dataclasses.field(default_factory=dict)  # as `code_record` makes it
-    started: str = ""  # when, as "2026-11-29T20:15:00+01:00"
-    signals: list[int] = dataclasses.field(default_factory=list)  # numbers of the signals that have arrived
+    signals: list[int] = field(default_factory=list)  # numbers of the signals that have arrived
     # Made by `ready_to_train`; `network` is the model in its precision, wrapped for its GPUs or processes.
     network: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
@@ -106,13 +103,13 @@ class State:
     epoch: int = 1  # the one in progress
     step: int = 0  # how many of its steps are done
     # The losses of these steps, float32 (steps,), each summed over this process's images; on disk, over all images.
-    losses: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0))
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
     seconds: float = 0.0  # that these steps took
     total_seconds: float = 0.0  # of the run, with evaluation and saving
-    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in HISTORY})
-    steps: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"epoch": [], "train_loss": []})
-    best_model: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    parts: list[dict] = dataclasses.field(default_factory=list)  # up to the last start, as `parts_so_far` makes them
+    history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORY})
+    steps: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "train_loss": []})
+    best_model: dict[str, Tensor] = field(default_factory=dict)
+    parts: list[dict] = field(default_factory=list)  # up to the last start, as `parts_so_far` makes them
     mirrored_test_accuracy: float | None = None  # at the end of a run with `augment`
 
 
@@ -147,9 +144,6 @@ def run(settings: Settings, stated_settings: Settings | None = None) -> dict:
     return record
 
 
-# --- What is to be trained --------------------------------------------------------------------
-
-
 def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple[Training, str]:
     """The settings' model, data and devices, and a warning of a stand-in unasked for; UserError if they don't fit."""
     settings = checked(settings)
@@ -167,9 +161,7 @@ def to_be_trained(settings: Settings, stated_settings: Settings | None) -> tuple
     last_batch = len(data.train_labels) % settings.batch_size or settings.batch_size
     try_model(model, execution, sizes_of(settings), last_batch // execution.world_size)
     folder, changed = run_folder(settings, stated_settings, data.name)
-    code = code_record(settings.experiment, settings.model)
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    return Training(settings, execution, data, model, folder, changed, code, started), warning
+    return Training(settings, execution, data, model, folder, record_head(settings, data), changed), warning
 
 
 def build_model(settings: Settings) -> nn.Module:
@@ -181,6 +173,13 @@ def build_model(settings: Settings) -> nn.Module:
     return model
 
 
+def record_head(settings: Settings, data: Data) -> dict[str, object]:
+    """What `loss.json` and the checkpoint begin with: what is trained, since when, by which code, on which data."""
+    head = {"experiment": settings.experiment, "model_source": source_of(settings.model), "config": config_of(settings)}
+    head |= {"started": datetime.now().astimezone().isoformat(timespec="seconds")}  # "2026-11-29T20:15:00+01:00"
+    return head | {"code": code_record(settings.experiment, settings.model), "dataset": dataset_record(data)}
+
+
 def announce(training: Training) -> None:
     """Print what is about to be trained, where, on which data, and how it differs from the stated settings."""
     data, execution = training.data, training.execution
@@ -190,14 +189,10 @@ def announce(training: Training) -> None:
         print(f"data, checkpoints and results are those of {platform.node()}, where rank 0 is: {training.folder}")
 
 
-# --- Begun or resumed -------------------------------------------------------------------------
-
-
 def saved_run(training: Training) -> dict | None:
     """The checkpoint to continue from, or a finished run's record; None to start at the beginning. Prints which.
 
-    The second only with `--resume`, the first also after a restart by torchrun; otherwise a checkpoint is set aside.
-    UserError if what is saved is damaged or of other settings.
+    The second only with `--resume`, the first also after a restart by torchrun; otherwise it is set aside. UserError.
     """
     folder, resume = training.folder, training.settings.resume
     path, results = folder / "checkpoint.pth", [folder / name for name in RESULTS if name != "loss.png"]
@@ -218,7 +213,7 @@ def saved_run(training: Training) -> dict | None:
         return saved
     precision = f" in {saved['parts'][-1]['environment']['precision']}" if saved["parts"] else ""
     print(f"resuming at epoch {saved['epoch']}, step {saved['step']}{precision}")
-    if saved["code"] != training.code:
+    if saved["code"] != training.head["code"]:
         print("note: the code has changed since; loss.json will say which part is of which")
     return saved
 
@@ -234,16 +229,16 @@ def read_saved(path: Path) -> dict:
 
 def check_same_run(saved: dict, training: Training, path: Path) -> None:
     """UserError that lists how settings or data differ from those of `saved`, a checkpoint or a run's record."""
-    settings, before = training.settings, saved["config"]
-    changed = differences(config_of(settings), before)
+    settings, head, before = training.settings, training.head, saved["config"]
+    changed = differences(head["config"], before)
     independent = settings.schedule == "constant" and len(sizes_of(settings)) == 1  # of the number of epochs
     if independent and settings.epochs >= before["epochs"] and "result" not in saved:
         changed.pop("epochs", None)
     texts = [f"{name} {before.get(name)} -> {value}" for name, value in changed.items()]
-    data, before = training.data, saved["dataset"]
-    if data.checksum != before.get("checksum"):
-        texts.append(f"other images or in another order: {before['source']} -> {data.source}")
-    if "result" in saved and saved["code"].get("model_code") != training.code["model_code"]:
+    data, before = head["dataset"], saved["dataset"]
+    if data["checksum"] != before.get("checksum"):
+        texts.append(f"other images or in another order: {before['source']} -> {data['source']}")
+    if "result" in saved and saved["code"].get("model_code") != head["code"]["model_code"]:
         texts.append("its script or model's file has changed")
     if texts:
         raise UserError(f"{path} is of other settings ({', '.join(texts)}): give the same, or start without --resume")
@@ -254,18 +249,17 @@ def ready_to_train(training: Training, checkpoint: dict | None = None) -> Traini
     execution, settings = training.execution, training.settings
     parts = checkpoint["parts"] if checkpoint else []
     precision = parts[-1]["environment"]["precision"] if parts else from_rank_0(execution.precision)  # machines differ
-    execution = dataclasses.replace(execution, precision=precision)
+    execution = replace(execution, precision=precision)
     model, interface = to_device(training.model, execution.device), interface_of(training.model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = interface.optimizer(settings) if interface.optimizer else torch_optimizer(trained, settings)
     for group in optimizer.param_groups:
         group["lr_ratio"] = float(group["lr"]) / settings.lr if settings.lr else 0.0
     tensors = {name: value for name, value in vars(training.data).items() if isinstance(value, Tensor)}
-    data = dataclasses.replace(training.data, **{name: value.to(execution.device) for name, value in tensors.items()})
+    data = replace(training.data, **{name: value.to(execution.device) for name, value in tensors.items()})
     network = parallel_network(InPrecision(model, execution.precision), execution, interface.static_graph)
-    started = checkpoint["started"] if checkpoint else training.started
-    made = {"execution": execution, "data": data, "network": network, "optimizer": optimizer}
-    return dataclasses.replace(training, started=started, **made)
+    head = training.head | ({"started": checkpoint["started"]} if checkpoint else {})
+    return replace(training, execution=execution, data=data, head=head, network=network, optimizer=optimizer)
 
 
 def torch_optimizer(parameters: Iterable, settings: Settings) -> torch.optim.Optimizer:
@@ -286,10 +280,7 @@ def continue_from(training: Training, checkpoint: dict) -> State:
         raise UserError(f"{training.folder / 'checkpoint.pth'} can't be continued: {changed}") from error
     state = State(**{name: checkpoint[name] for name in vars(State())})
     # Losses on disk are sums over all processes: rank 0 goes on with them, the others with 0.
-    return state if training.execution.rank == 0 else dataclasses.replace(state, losses=torch.zeros_like(state.losses))
-
-
-# --- Trained: epochs, steps, tests ------------------------------------------------------------
+    return state if training.execution.rank == 0 else replace(state, losses=torch.zeros_like(state.losses))
 
 
 def train(training: Training, state: State) -> State:
@@ -302,15 +293,15 @@ def train(training: Training, state: State) -> State:
         with contextlib.suppress(Interrupted):  # raised again when the state is saved
             state = train_epoch(training, state)
             state = end_epoch(training, state)
-        state = dataclasses.replace(state, total_seconds=time.perf_counter() - began)
+        state = replace(state, total_seconds=time.perf_counter() - began)
         save_state(training, state)
         if state.epoch > epoch and training.execution.rank == 0:
             print(describe_epoch(state.history, training.settings.epochs, len(training.data.train_labels)))
         check_signals(training)
     if training.settings.augment:
         _, accuracy = evaluate(training, training.data.test_images, training.data.test_labels, mirrored=True)
-        state = dataclasses.replace(state, mirrored_test_accuracy=accuracy)
-    return dataclasses.replace(state, total_seconds=time.perf_counter() - began)
+        state = replace(state, mirrored_test_accuracy=accuracy)
+    return replace(state, total_seconds=time.perf_counter() - began)
 
 
 def train_epoch(training: Training, state: State) -> State:
@@ -331,7 +322,7 @@ def train_epoch(training: Training, state: State) -> State:
             bar.update(sum(sizes))
             step += len(batches)
     losses = torch.cat(losses).cpu()  # on a GPU, this waits for the last steps
-    return dataclasses.replace(state, step=step, losses=losses, seconds=time.perf_counter() - started)
+    return replace(state, step=step, losses=losses, seconds=time.perf_counter() - started)
 
 
 def epoch_chunks(training: Training, epoch: int, step: int) -> Iterator[tuple[list[Batch], list[int], list[float]]]:
@@ -474,9 +465,6 @@ def check_finite(losses: Tensor, epoch: int, step: int) -> None:
         raise UserError(f"the loss is no finite number any more at epoch {epoch}, step {step}: try a lower --lr")
 
 
-# --- Saved and written ------------------------------------------------------------------------
-
-
 def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict on the CPU, named as without `torch.compile`."""
     state = model.state_dict().items()
@@ -485,27 +473,20 @@ def weights_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 def save_state(training: Training, state: State) -> None:
     """Write `checkpoint.pth`; every process must call this, and rank 0 writes."""
-    state = dataclasses.replace(state, losses=all_reduce(state.losses), parts=parts_so_far(training, state))
+    state = replace(state, losses=all_reduce(state.losses), parts=parts_so_far(training, state))
     if training.execution.rank == 0:
         weights = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}
         try:
-            write_torch(training.folder / "checkpoint.pth", {**record_head(training), **weights, **vars(state)})
+            write_torch(training.folder / "checkpoint.pth", {**training.head, **weights, **vars(state)})
         except FileInUse as error:
             print(f"warning: {error}. The run goes on.", file=sys.stderr)
-
-
-def record_head(training: Training) -> dict[str, object]:
-    """What `loss.json` and the checkpoint begin with: what is trained, on which data, by which code."""
-    settings = training.settings
-    head = {"experiment": settings.experiment, "model_source": source_of(settings.model), "config": config_of(settings)}
-    return {**head, "started": training.started, "code": training.code, "dataset": dataset_record(training.data)}
 
 
 def parts_so_far(training: Training, state: State) -> list[dict]:
     """The run's parts, more than one if it was resumed in another environment or by other code."""
     count, history, size = len(training.data.train_labels), state.history, training.settings.batch_size
     with tiny_steps(size):  # the environment has the number of threads that the steps use
-        part = {"environment": environment_record(training.execution), "code": training.code}
+        part = {"environment": environment_record(training.execution), "code": training.head["code"]}
     goes_on = state.parts and part.items() <= state.parts[-1].items()
     earlier = state.parts[:-1] if goes_on else state.parts
     images = count * len(history["epoch"]) + min(state.step * size, count) - sum(it["images"] for it in earlier)
@@ -530,7 +511,7 @@ def run_record(training: Training, state: State) -> dict:
         "images_per_second": parts[-1]["images"] / parts[-1]["seconds"],
     }
     where = {"environment": parts[-1]["environment"]} | ({"parts": parts} if len(parts) > 1 else {})
-    return {**record_head(training), **where, "history": history, "steps": state.steps, "result": result}
+    return {**training.head, **where, "history": history, "steps": state.steps, "result": result}
 
 
 def write_results(training: Training, record: dict, best_model: dict[str, Tensor]) -> None:
@@ -549,9 +530,6 @@ def write_results(training: Training, record: dict, best_model: dict[str, Tensor
         print(f"warning: the run has ended, but {error.filename} can't be removed: {error.strerror}", file=sys.stderr)
     print(f"{record['result']['train_seconds']:.1f} s of training; results in {folder}")
     print(f"{describe_result(record['result'])}{beside_reference(record)}")
-
-
-# --- The command line -------------------------------------------------------------------------
 
 
 def main(stated_settings: Settings, description: str | None) -> None:

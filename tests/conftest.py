@@ -277,8 +277,8 @@ def prepared(
 ) -> common.Training:
     """A run that is ready to be trained in this process."""
     settings = dataclasses.replace(stated, **changes)
-    training = common.Training(settings, execution, data, common.build_model(settings), folder)
-    return common.ready_to_train(training)
+    model, head = common.build_model(settings), common.record_head(settings, data)
+    return common.ready_to_train(common.Training(settings, execution, data, model, folder, head))
 
 
 @pytest.fixture(scope="session")

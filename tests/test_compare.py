@@ -268,8 +268,8 @@ def test_validation_images_choose_the_best_epoch(tables, capsys) -> None:
 
 
 def test_how_a_run_stands_beside_the_reference_and_the_original() -> None:
-    assert reference.original_run(config_of(__import__(RESNET).SETTINGS) | {"width": 32}) is None
-    assert reference.original_run({"model": "Perceptron", "hidden": 50, "epochs": 5}) is None
+    assert reference.original_run(config_of(__import__(RESNET).SETTINGS) | {"width": 32}) == {}
+    assert reference.original_run({"model": "Perceptron", "hidden": 50, "epochs": 5}) == {}
     configs = [config_of(__import__(name).SETTINGS) for name in (BASELINE, LENET, L2, RESNET)]
     assert [*map(reference.original_accuracy, configs)] == ["60", "65.75 at best", "", "89.56"]
     run = json.loads((reference.REFERENCE / "original_version_model" / "loss.json").read_text())

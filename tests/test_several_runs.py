@@ -12,7 +12,7 @@ import common
 import pytest
 from conftest import ROOT, at, read_run
 
-from cifar10lab.settings import code
+from cifar10lab.models import source as code
 from original_version_model import SETTINGS
 
 

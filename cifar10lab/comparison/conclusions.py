@@ -147,7 +147,7 @@ def draw_results(figure: object, runs: pd.DataFrame) -> None:
     for place, name in enumerate(scripts):
         accuracies, device = values(rows[name], "test_accuracy"), rows[name].iloc[0]["device"]
         left.plot(accuracies, [place] * len(accuracies), "o", color=COLOURS[place], markersize=6, alpha=0.75)
-        original = (original_run(rows[name].iloc[0]["record"]["config"]) or {}).get("last") or math.nan
+        original = original_run(rows[name].iloc[0]["record"]["config"]).get("last") or math.nan
         left.plot(original, place - 0.2, "*", ms=10, markerfacecolor="none", markeredgecolor="black")
         left.text(102, place, f"{mean_text(accuracies.tolist())} % ({len(accuracies)})", va="center", clip_on=False)
         scripts[place] = name if device == "cpu" else f"{name}\n{device}"

@@ -17,9 +17,8 @@ from cifar10lab.inspection.weights import read_weights, without_prefixes
 from cifar10lab.models.interface import interface_of, model_input, plain_name, to_device, try_model
 from cifar10lab.models.lenet import LeNet
 from cifar10lab.models.resnet import ResNet18
-from cifar10lab.models.source import import_source, make_model
+from cifar10lab.models.source import import_source, make_model, model_code
 from cifar10lab.results.reference import recorded
-from cifar10lab.settings.code import model_code
 from cifar10lab.settings.experiment import TAKEN
 from cifar10lab.terminal.errors import UserError
 

@@ -43,18 +43,16 @@ def row_key(run: dict) -> dict[str, object]:
 
 def is_repeated(path: Path, run: dict) -> bool:
     """Whether the loss.json at `path` is of the same seed, settings, data, devices and code as `run`."""
-
-    def parts(of: dict) -> list:
-        return [row_key(of), of["config"]["seed"], of["code"], of["dataset"]["checksum"]]
-
     try:
-        return parts(json.loads(path.read_text(encoding="utf-8"))) == parts(run)
+        runs = [json.loads(path.read_text(encoding="utf-8")), run]
+        first, second = ([row_key(it), it["config"]["seed"], it["code"], it["dataset"]["checksum"]] for it in runs)
+        return first == second
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of something else
         return False
 
 
-def original_run(config: dict[str, object]) -> dict[str, object] | None:
-    """The original's run with the model, settings and global batch size of `config`, a config of loss.json, or None.
+def original_run(config: dict[str, object]) -> dict[str, object]:
+    """The original's run with the model, settings and global batch size of `config`, a config of loss.json, or {}.
 
     It is an entry of "runs" in original.json: "last" and "best" are test accuracies in per cent, null if not known.
     """
@@ -64,12 +62,12 @@ def original_run(config: dict[str, object]) -> dict[str, object] | None:
         settings = {name: run[name] for name in run.keys() & config.keys()}  # without its results
         if settings_in_use(settings) == settings_in_use(config):
             return run
-    return None
+    return {}
 
 
 def original_accuracy(config: dict[str, object]) -> str:
     """The original's test accuracy at the end, as in "64.99", or at best, as in "65.75 at best"; "" if not known."""
-    run = original_run(config) or {}
+    run = original_run(config)
     if run.get("last") is None:
         return f"{run['best']:.2f} at best" if run.get("best") is not None else ""
     return str(run["last"]) if isinstance(run["last"], int) else f"{run['last']:.2f}"

@@ -5,11 +5,9 @@ import dataclasses
 import inspect
 import json
 import math
-import operator
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -46,7 +44,7 @@ def choice(help_text: str, *choices: str | bool, **about: object) -> dataclasses
     return flag(help_text, read, choices[0], **about or {"metavar": f"{{{','.join(choices)}}}"})
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """One experiment: its script's stated settings, with the command line's changes."""
 
@@ -102,7 +100,7 @@ def model_options(model: type[nn.Module], given: Mapping[str, object]) -> dict[s
     options = {}
     for name, value in (defaults | dict(given)).items():
         try:  # NumPy's numbers become Python's
-            options[name] = json.loads(json.dumps(value, allow_nan=False, default=operator.methodcaller("item")))
+            options[name] = json.loads(json.dumps(value, allow_nan=False, default=lambda number: number.item()))
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             if name in given:
                 can_be = "options are finite numbers, texts or truth values"
@@ -185,14 +183,13 @@ def parse_arguments(stated_settings: Settings, description: str | None) -> list[
     settings = checked(Settings(**values))
     if "seeds" not in given:
         return [settings]
-    folder = settings.output
-    changes = [{"seed": seed, "output": folder and folder / f"seed={seed}"} for seed in given["seeds"]]
-    return [checked(dataclasses.replace(settings, **change)) for change in changes]
+    out = settings.output
+    return [dataclasses.replace(settings, seed=seed, output=out and out / f"seed={seed}") for seed in given["seeds"]]
 
 
 def seed_list(text: str) -> list[int]:
     """An argparse type: "3" -> [0, 1, 2]; "0,3,7" -> [0, 3, 7]."""
-    numbers = [int(word) for word in text.split(",")]
+    numbers = [FIELDS["seed"].metadata["read"](word) for word in text.split(",")]
     seeds = numbers if len(numbers) > 1 else list(range(numbers[0]))
     if not seeds or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of runs, as 3, nor a list of seeds, as 0,3,7")
