@@ -5,13 +5,12 @@
     python benchmarks/on_gpu.py --smoke            # on the CPU, one epoch and narrow networks, to try this program
 
 The rival is of https://github.com/KellerJordan/cifar10-airbench; a copy is run that is evaluated with one view and with
-both sides, as fast_model.py is. Each part is a process of its own: one that fails, or for which no time is left, is a
-line. After each, DIR/on_gpu.tar.gz has all that they have printed and written so far, but for weights.
+both sides, as fast_model.py is; its clock is in its own table, rival.txt. Each part is a process of its own: one that
+fails, or for which no time is left, is a line. After each, DIR/on_gpu.tar.gz has all that they have printed and written
+so far, but for weights.
 """
 
 import contextlib
-import itertools
-import json
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 
 from cifar10lab.data.loading import CLASSES, DATA_DIR, load_data
@@ -76,26 +74,6 @@ def write_rival(rival: Path, work: Path) -> None:
         torch.save(content, work / "cifar10" / f"{split}.pt")
 
 
-def beside_rival(log: Path, folder: Path) -> str:
-    """Mean accuracies and median seconds of the trials in the rival's table and of fast_model.py's runs in `folder`."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    # Columns: run, epoch, train_acc, val_acc, tta_val_acc, time_seconds; the last epoch's time is without evaluation.
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.count("|") == 7]
-    trials = [(row[3], row[4], before[5]) for before, row in itertools.pairwise(rows) if row[1] == "eval"]
-    rival = np.array(trials[1:], dtype=float).reshape(-1, 3) * (100, 100, 1)  # the first one warms up
-    results = [json.loads(path.read_text(encoding="utf-8"))["result"] for path in folder.rglob("loss.json")]
-    names = ("final_test_accuracy", "mirrored_test_accuracy", "train_seconds")
-    ours = np.array([[result[name] for name in names] for result in results])
-    if not len(rival) or not len(ours):
-        return f"{len(rival)} trials beside {len(ours)} runs of fast_model.py"
-    texts = []
-    for what, figures in {"trials": rival, "runs of fast_model.py": ours}.items():
-        one_view, both_sides, _ = figures.mean(0)
-        text = f"{one_view:.2f} % with one view, {both_sides:.2f} % with both sides, {np.median(figures[:, 2]):.2f} s"
-        texts.append(f"{len(figures)} {what}: {text}")
-    return f"{'; '.join(texts)}, {np.median(ours[:, 2]) / np.median(rival[:, 2]):.2f} times as long"
-
-
 def run_part(command: list, cwd: Path, log: Path, seconds: float) -> str:
     """Run a part for so many seconds at most, with what it prints in `log`; how it ended."""
     with open(log, "wb") as file:
@@ -126,7 +104,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     deadline, gpus = time.monotonic() + 60 * arguments.minutes, 1 if arguments.smoke else torch.cuda.device_count()
-    took, summary = {}, ""
+    summary = ""
     with tempfile.TemporaryDirectory() as folder:
         work, results = Path(folder), Path(folder) / "on_gpu"
         results.mkdir()
@@ -140,12 +118,8 @@ def main() -> None:
                 if name == "rival":
                     write_rival(arguments.rival, work)
                 how = run_part(command, work if name == "rival" else ROOT, log, deadline - began)
-                took[name] = time.monotonic() - began
                 said = ["nothing printed", *log.read_text(encoding="utf-8", errors="replace").splitlines()][-1]
-                if name == "rival":
-                    said = beside_rival(log, results / "fast")
-                    said += f", {took['fast'] / took[name]:.2f} times as a whole process" if "fast" in took else ""
-                line = f"{name}: {how}, {took[name]:.0f} s: {said}"
+                line = f"{name}: {how}, {time.monotonic() - began:.0f} s: {said}"
             except (OSError, UserError) as error:
                 line = f"{name}: left out, since {error}"
             print(line, flush=True)

@@ -118,11 +118,9 @@ def test_a_signal_while_a_worker_starts_ends_it_in_silence() -> None:
 
 RIVAL = """
 evaluate = lambda model, test_loader, tta_level: 0.92 + 0.01 * tta_level
-def main(run, test_loader=None):
-    views = f"{evaluate(None, test_loader, tta_level=0)}  |  {evaluate(None, test_loader, tta_level=2)}"
-    print(f"|  {run}  |  7  |  0.9  |  0.92  |    |  2.5  |\\na warning\\n|    |  eval  |  0.9  |  {views}  |  2.6  |")
 assert __import__("os").path.getsize("cifar10/test.pt") > 40 * 32 * 32 * 3
-[main(run) for run in ("warmup", *range(200))]
+test_loader = None
+print([evaluate(None, test_loader, tta_level=2) for run in range(200)])
 """
 
 
@@ -133,7 +131,7 @@ def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir
     assert done.code == 0, done.err
     fast, beside, left_out = done.out.splitlines()
     assert fast.startswith("fast: done, ") and " s: seeds 0, 1: test accuracy " in fast
-    assert ": 5 trials: 92.00 % with one view, 93.00 % with both sides, 2.50 s; 2 runs of fast_model.py: " in beside
+    assert beside.endswith(f" s: {[0.93] * 5}")
     assert left_out == "scaling: left out, since it needs 2 GPUs"
     with tarfile.open(tmp_path / "on_gpu.tar.gz") as archive:
         names = [name for name in archive.getnames() if name.endswith((".json", ".pth"))]
@@ -142,7 +140,7 @@ def test_the_program_for_a_gpu_packs_what_its_parts_say(tmp_path: Path, data_dir
 
 @pytest.mark.parametrize(("text", "line"), [
     ("raise SystemExit('no GPU')  # range(200), test_loader, tta_level=2",
-     r"rival: failed with exit code 1, see rival.txt, \d+ s: 0 trials beside 0 runs of fast_model.py"),
+     r"rival: failed with exit code 1, see rival.txt, \d+ s: no GPU"),
     ("print('hello')", "rival: left out, since .*rival.py isn't airbench94_muon.py, which has 'range\\(200\\)'"),
     (None, "rival: left out, since .*No such file.*"),
 ], ids=["fails", "another file", "no file"])  # fmt: skip

@@ -1,1 +1,0 @@
-"""What compare_results.py is made of: saved runs as tables, their statistics, pictures, page and conclusions."""

@@ -1,1 +1,0 @@
-"""The images: CIFAR-10 read, checked, cached or downloaded, and its synthetic stand-in."""

@@ -1,1 +1,0 @@
-"""Where a run is trained: CPU, GPUs and precision, the processes of torchrun, and BatchNorm over them."""

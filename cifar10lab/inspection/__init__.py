@@ -1,1 +1,0 @@
-"""Saved weights: other people's files, the models that they are of, and photos to classify."""

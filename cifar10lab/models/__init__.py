@@ -1,1 +1,0 @@
-"""The networks, and what your own model may say of itself."""

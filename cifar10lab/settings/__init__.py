@@ -1,1 +1,0 @@
-"""An experiment's settings: their flags, limits and defaults, and how two of them differ."""
