@@ -151,8 +151,9 @@ def parallel_network(network: nn.Module, execution: Execution, static_graph: boo
     own = sorted(kind.__name__ for kind in buffers - {BatchNorm2d, nn.SyncBatchNorm})  # theirs are the same
     if own and execution.rank == 0 and execution.world_size > 1:
         print(f"buffers of {', '.join(own)} are not synced over the processes: those of rank 0 are evaluated and saved")
-    options = {"broadcast_buffers": bool(own), "find_unused_parameters": not static_graph}
-    return nn.parallel.DistributedDataParallel(network, **options)
+    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=not static_graph)
+    wrapped.broadcast_buffers = bool(own)  # at every step; as an argument, torch 2.14 warns of it
+    return wrapped
 
 
 RUNNING = threading.RLock()  # held by the thread that trains: most that it sets belongs to the whole process
